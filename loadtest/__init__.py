@@ -1,0 +1,1 @@
+"""Load and chaos testing for LoRA hotfixes."""

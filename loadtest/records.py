@@ -1,0 +1,212 @@
+"""The records that cross borders; the field comments are the history format's specification.
+
+A run folder holds, per engine E ("e0", "e1", ...):
+
+    history-E.jsonl     one JSON object a line, `kind` first; appended, never rewritten
+    tokens-E.i32        token ids, little-endian int32, streams one after another
+    arrivals-E.u32      for each token: µs from the stream's `sent_ns` to the read that brought it (uint32)
+    prompts-E.i32       prompt token ids, little-endian int32
+
+Rules
+1. Columns are written before the `stream` line that names their `offset` and `tokens`; what no line names is torn tail.
+2. An operation is written when it begins (`send`, `invoke`) and again when it ends (`stream`, `ack`). One without
+   an end reads back as outcome `info`.
+3. Times are CLOCK_MONOTONIC nanoseconds (int). 0 means "never happened". Times of two files compare only if their
+   `boot_id` is equal.
+4. Readers ignore unknown keys and unknown kinds; an absent key has the field's default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+FORMAT = 1
+
+Outcome = Literal["ok", "fail", "info"]
+Arm = Literal["aa", "sham", "real", "bad", ""]
+
+# Why a stream is not `ok`. fail: the server broke the contract. info: nobody can say, or our own side ended it.
+REASONS_FAIL = (
+    "truncated",  # ended in order ([DONE] or EOF) but fewer/more tokens than usage or max_tokens says, or no finish reason
+    "cut",  # the connection ended before [DONE]
+    "in_band_error",  # an error frame inside a 200 stream
+    "rejected",  # an HTTP status other than 200
+    "refused",  # the TCP connection was refused or reset before a response head
+    "duplicated",  # two finish reasons, or more tokens than asked for
+    "protocol",  # not SSE, not JSON, bad chunking, wrong content type
+)
+REASONS_INFO = (
+    "stalled",  # a deadline of the client passed
+    "cancelled",  # the user or the end of the run cut it
+    "unfinished",  # the history ends before the stream does (crash of the tester)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """First line of each file."""
+
+    kind: ClassVar[str] = "run"
+    format: int
+    run: str  # name of the results folder
+    engine: str  # "e0", ...
+    role: str  # "local" | "master" | "worker" | "cli"
+    boot_id: str  # names the monotonic clock's domain
+    pid: int
+    seed: int
+    started_ns: int
+    wall_ns: int  # CLOCK_REALTIME at started_ns, for humans only
+    tool: str  # loadtest's version
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Edge of a phase."""
+
+    kind: ClassVar[str] = "phase"
+    index: int
+    arm: Arm
+    edge: Literal["start", "end"]
+    at_ns: int
+    adapter: str = ""  # the hotfixed adapter, "" in aa
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A content under an adapter's name. Written before it is first loaded."""
+
+    kind: ClassVar[str] = "version"
+    adapter: str  # "base" for the base model
+    version: str  # label, unique within the adapter: "v0", "v1", ... (equal content = equal label)
+    sha: str  # content hash (adapters.peft.content_hash), "" for base
+    path: str  # local path of the first copy
+    markers: tuple[int, ...] = ()  # token ids that only this content emits; () = not a marker adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Invoke:
+    """An admin operation begins; written and flushed before its bytes leave."""
+
+    kind: ClassVar[str] = "invoke"
+    op: int  # unique in the file
+    adapter: str
+    mode: Literal["load", "inplace", "reload", "unload"]  # reload = unload + load, judged as one operation
+    version: str  # label of the content asked for; "" for unload; "bad:<how>" for a load that must be refused
+    path: str  # path as the server sees it
+    arm: Arm  # "" for setup and rollback
+    by: Literal["setup", "scenario", "operator", "rollback"]
+    invoked_ns: int
+    phase: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The operation's end."""
+
+    kind: ClassVar[str] = "ack"
+    op: int
+    outcome: Outcome  # fail = a parsed refusal; info = time-out, reset, unreadable answer: may happen, now or later
+    acked_ns: int
+    status: int = 0  # HTTP status, 0 without one
+    reason: str = ""  # short code: "timeout", "reset", "not_found", "already_loaded", "invalid", "server_error", ...
+    message: str = ""  # the server's words, secrets removed, at most 500 characters
+    gone_ns: int = 0  # reload: when the unload was acked
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A stream's request is about to leave."""
+
+    kind: ClassVar[str] = "send"
+    stream: int  # unique in the file
+    adapter: str  # what went into `model`: an adapter's name or "base"
+    user: str  # who sent it, e.g. "AdapterUser-3" or "arrivals"
+    intended_ns: int  # when it should have left (open loop); = sent_ns in closed loop
+    sent_ns: int
+    max_tokens: int
+    ignore_eos: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A stream has ended; repeats what `send` said so that one line is enough."""
+
+    kind: ClassVar[str] = "stream"
+    stream: int
+    adapter: str
+    user: str
+    intended_ns: int
+    sent_ns: int
+    max_tokens: int
+    ignore_eos: bool
+    head_ns: int  # response head read
+    first_ns: int  # read that completed the first token-bearing event
+    last_ns: int  # read that completed the last token-bearing event
+    ended_ns: int  # end of the stream as seen here
+    status: int  # HTTP status, 0 without one
+    outcome: Outcome
+    reason: str  # "" when ok, else one of REASONS_*
+    detail: str  # human sentence, secrets removed, at most 300 characters
+    finish: str  # finish_reason, "" without one
+    done: bool  # [DONE] was read
+    tokens: int  # ids received
+    offset: int  # index of the first id in tokens-E.i32 and arrivals-E.u32
+    chunks: int  # token-bearing events
+    usage: int  # completion_tokens as the server counted, -1 without
+    prompt: int = 0  # number of prompt ids in prompts-E.i32
+    prompt_offset: int = 0
+    text_only: bool = False  # the server sent no ids: `tokens` counts events, the ids are -1
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The client's own health over one interval (about a second)."""
+
+    kind: ClassVar[str] = "health"
+    from_ns: int
+    at_ns: int
+    lag_p99_ms: float  # event loop lateness, 99th percentile of the interval's samples
+    lag_max_ms: float
+    cpu_s: float  # CPU seconds of the engine process in the interval
+    open_streams: int
+    dropped: int = 0  # records that could not be written
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """Rollback journal: `planned` before the first swap of an adapter, `played` after its undo was acked."""
+
+    kind: ClassVar[str] = "undo"
+    adapter: str
+    version: str
+    path: str  # as the server sees it
+    local_path: str
+    state: Literal["planned", "played", "failed"]
+    at_ns: int
+    url: str = ""  # of the target, without secrets
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Anything else worth a line: "target_died", "interrupt", "run_time_over", "worker_missing", "error", ..."""
+
+    kind: ClassVar[str] = "event"
+    at_ns: int
+    what: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Last line of a file that was closed in order."""
+
+    kind: ClassVar[str] = "end"
+    at_ns: int
+    reason: str  # "complete" | "run_time" | "interrupted" | "target_died" | "error"
+
+
+Record = Run | Phase | Version | Invoke | Ack | Send | Stream | Health | Undo | Event | End
+KINDS: dict[str, type[Record]] = {
+    t.kind: t for t in (Run, Phase, Version, Invoke, Ack, Send, Stream, Health, Undo, Event, End)
+}
