@@ -28,7 +28,7 @@ Arm = Literal["aa", "sham", "real", "bad", ""]
 
 # Why a stream is not `ok`. fail: the server broke the contract. info: nobody can say, or our own side ended it.
 REASONS_FAIL = (
-    "truncated",  # ended in order ([DONE] or EOF) but fewer/more tokens than usage or max_tokens says, or no finish reason
+    "truncated",  # [DONE] came, but without a finish reason or with another token count than usage or max_tokens says
     "cut",  # the connection ended before [DONE]
     "in_band_error",  # an error frame inside a 200 stream
     "rejected",  # an HTTP status other than 200

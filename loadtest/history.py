@@ -1,0 +1,421 @@
+"""The read side of a run's history: files of all engines merged into numpy columns.
+
+Rules
+1. Nothing a file holds can make `load` raise except that no history is there at all. What cannot be used is dropped
+   and named in `History.problems`; the verdict's gates see it.
+2. An `invoke` without its `ack`, a `send` without its `stream`: outcome `info`, as of a crash.
+3. Streams are sorted by `sent`; tokens lie in the order of the streams, so stream i owns
+   ids[start[i] : start[i] + tokens[i]].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from loadtest import records
+from loadtest.errors import HistoryError
+from loadtest.journal import Journal as Journal
+
+I8 = npt.NDArray[np.int8]
+I16 = npt.NDArray[np.int16]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+R = TypeVar("R", bound=records.Record)
+
+OK, FAIL, INFO = 0, 1, 2
+OUTCOMES: dict[str, int] = {"ok": OK, "fail": FAIL, "info": INFO}
+
+
+@dataclass(frozen=True, slots=True)
+class StreamTable:
+    """One row per attempted stream, sorted by `sent`. Times are monotonic ns, 0 = never."""
+
+    name: list[str]  # "e0-17"
+    adapters: tuple[str, ...]
+    adapter: I32  # [S] code into `adapters`
+    user: list[str]
+    intended: I64
+    sent: I64
+    head: I64
+    first: I64
+    last: I64
+    ended: I64
+    status: I32
+    outcome: I8  # OK, FAIL, INFO
+    reasons: tuple[str, ...]
+    reason: I16  # code into `reasons`
+    detail: list[str]
+    finish: list[str]
+    done: Bool
+    max_tokens: I32
+    ignore_eos: Bool
+    tokens: I64
+    start: I64  # index of the first token in History.ids and .at
+    chunks: I32
+    usage: I64  # -1 without
+    prompt: I64
+    prompt_start: I64  # index into History.prompts
+    text_only: Bool
+    phase: I32  # index of the phase in which it was sent, -1 for none
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """An admin operation: `invoke` joined with its `ack`."""
+
+    name: str  # "e0-3"
+    adapter: str
+    mode: str
+    version: str
+    path: str
+    arm: str
+    by: str
+    phase: int
+    invoked: int
+    acked: int  # 0 = never
+    outcome: str
+    status: int = 0
+    reason: str = ""
+    message: str = ""
+    gone: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A phase; `end` is the end of the history when its end was not recorded."""
+
+    index: int
+    arm: str
+    adapter: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Everything a run recorded."""
+
+    runs: tuple[records.Run, ...]
+    streams: StreamTable
+    ids: I32  # [T]
+    at: I64  # [T] arrival, ns
+    prompts: I32  # [P]
+    ops: tuple[Op, ...]  # sorted by invoked
+    versions: tuple[records.Version, ...]
+    phases: tuple[Span, ...]
+    health: tuple[records.Health, ...]
+    undo: tuple[records.Undo, ...]
+    events: tuple[records.Event, ...]
+    ends: tuple[records.End, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass
+class _File:
+    """What one history file holds, before columns are built."""
+
+    engine: str
+    folder: Path
+    lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return self.lines.get(kind, [])
+
+    def column(self, name: str, dtype: str) -> npt.NDArray[Any]:
+        path = self.folder / f"{name}-{self.engine}.{'u32' if dtype == '<u4' else 'i32'}"
+        try:
+            size = path.stat().st_size // 4
+            return np.fromfile(path, dtype=dtype, count=size)
+        except OSError:
+            return np.empty(0, dtype)
+
+
+def load(folder: Path) -> History:
+    """Read every `history-*.jsonl` of a run. Raises HistoryError when there is none."""
+    paths = sorted(folder.glob("history-*.jsonl")) if folder.is_dir() else []
+    if not paths:
+        raise HistoryError(f"{folder} holds no history-*.jsonl", remedy="name a folder under results/")
+    files = [_read(p) for p in paths]
+    if not any(f.lines for f in files):
+        raise HistoryError(f"no line of {paths[0]} can be read", remedy="the run recorded nothing; run it again")
+    return build(files)
+
+
+def _read(path: Path) -> _File:
+    out = _File(path.stem.removeprefix("history-"), path.parent)
+    raw = path.read_bytes().split(b"\n")
+    for number, line in enumerate(raw, 1):
+        if not line:
+            continue
+        try:
+            row = orjson.loads(line)
+            out.lines.setdefault(row["kind"], []).append(row)
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            what = "torn last line" if number == len(raw) else "unreadable line"
+            out.problems.append(f"{path.name}:{number}: {what} ignored")
+    return out
+
+
+def build(files: list[_File]) -> History:
+    """Merge parsed files into one History."""
+    problems = [p for f in files for p in f.problems]
+
+    def gather(cls: type[R]) -> tuple[R, ...]:
+        return tuple(r for f in files for r in _typed(f, cls, problems))
+
+    ops = sorted((op for f in files for op in _ops(f, problems)), key=lambda op: (op.invoked, op.name))
+    latest = _latest(files)
+    phases = _spans(gather(records.Phase), latest)
+    streams, ids, at, prompts = _streams(files, problems)
+    object.__setattr__(streams, "phase", _phase_of(streams.sent, phases))
+    return History(
+        runs=gather(records.Run),
+        streams=streams,
+        ids=ids,
+        at=at,
+        prompts=prompts,
+        ops=tuple(ops),
+        versions=_unique_versions(gather(records.Version)),
+        phases=phases,
+        health=gather(records.Health),
+        undo=gather(records.Undo),
+        events=gather(records.Event),
+        ends=gather(records.End),
+        problems=tuple(problems),
+    )
+
+
+def _typed(file: _File, cls: type[R], problems: list[str]) -> list[R]:
+    known = {f.name for f in dataclasses.fields(cls)}
+    out: list[R] = []
+    for row in file.of(cls.kind):
+        values = {k: (tuple(v) if isinstance(v, list) else v) for k, v in row.items() if k in known}
+        try:
+            out.append(cls(**cast(Any, values)))
+        except TypeError as e:
+            problems.append(f"history-{file.engine}.jsonl: a {cls.kind} line lacks a field ({e}); ignored")
+    return out
+
+
+def _unique_versions(versions: tuple[records.Version, ...]) -> tuple[records.Version, ...]:
+    """Several engines may declare the same content; the first declaration stands."""
+    return tuple({(v.adapter, v.version): v for v in reversed(versions)}.values())[::-1]
+
+
+def _ops(file: _File, problems: list[str]) -> list[Op]:
+    acks = {a.op: a for a in _typed(file, records.Ack, problems)}
+    out = []
+    for i in _typed(file, records.Invoke, problems):
+        a = acks.get(i.op) or records.Ack(op=i.op, outcome="info", acked_ns=0, reason="unfinished")
+        out.append(
+            Op(
+                name=f"{file.engine}-{i.op}",
+                adapter=i.adapter,
+                mode=i.mode,
+                version=i.version,
+                path=i.path,
+                arm=i.arm,
+                by=i.by,
+                phase=i.phase,
+                invoked=i.invoked_ns,
+                acked=a.acked_ns,
+                outcome=a.outcome,
+                status=a.status,
+                reason=a.reason,
+                message=a.message,
+                gone=a.gone_ns,
+            )
+        )
+    return out
+
+
+def _latest(files: list[_File]) -> int:
+    """The last time any line names: where an unfinished phase is taken to end."""
+    keys = ("at_ns", "ended_ns", "acked_ns", "sent_ns", "invoked_ns", "started_ns")
+    return max(
+        (int(row[k]) for f in files for rows in f.lines.values() for row in rows[-1:] for k in keys if k in row),
+        default=0,
+    )
+
+
+def _spans(edges: Iterable[records.Phase], latest: int) -> tuple[Span, ...]:
+    starts: dict[int, records.Phase] = {}
+    ends: dict[int, int] = {}
+    for e in edges:
+        if e.edge == "start":
+            starts[e.index] = e
+        else:
+            ends[e.index] = e.at_ns
+    return tuple(
+        Span(i, e.arm, e.adapter, e.at_ns, ends.get(i, max(latest, e.at_ns))) for i, e in sorted(starts.items())
+    )
+
+
+def _phase_of(sent: I64, phases: tuple[Span, ...]) -> I32:
+    out = np.full(len(sent), -1, np.int32)
+    for p in phases:
+        out[(sent >= p.start) & (sent < p.end)] = p.index
+    return out
+
+
+_SENT = ("adapter", "user", "intended_ns", "sent_ns", "max_tokens", "ignore_eos")
+_NEVER: dict[str, Any] = {
+    "head_ns": 0,
+    "first_ns": 0,
+    "last_ns": 0,
+    "ended_ns": 0,
+    "status": 0,
+    "outcome": "info",
+    "reason": "unfinished",
+    "detail": "the history ends before this stream does",
+    "finish": "",
+    "done": False,
+    "tokens": 0,
+    "offset": 0,
+    "chunks": 0,
+    "usage": -1,
+    "prompt": 0,
+    "prompt_offset": 0,
+    "text_only": False,
+}
+_REQUIRED = ("stream", *_SENT)
+_TYPES = {k: type(v) for k, v in _NEVER.items()} | {
+    "stream": int,
+    "adapter": str,
+    "user": str,
+    "intended_ns": int,
+    "sent_ns": int,
+    "max_tokens": int,
+    "ignore_eos": bool,
+}
+
+
+def _usable(row: dict[str, Any]) -> bool:
+    return (
+        all(k in row for k in _REQUIRED)
+        and all(isinstance(row[k], t) for k, t in _TYPES.items() if k in row)
+        and row.get("outcome", "info") in OUTCOMES
+    )
+
+
+def _rows(file: _File, tokens: int, prompts: int, problems: list[str]) -> list[dict[str, Any]]:
+    """Stream rows of one file: ended ones, then those that were sent and never ended."""
+    where = f"history-{file.engine}.jsonl"
+    rows = []
+    seen = set()
+    for row in file.of("stream"):
+        if not _usable(row):
+            problems.append(f"{where}: a stream line lacks a field or has one of a wrong type; ignored")
+            continue
+        row = {**_NEVER, **row}
+        if row["offset"] + row["tokens"] > tokens or row["prompt_offset"] + row["prompt"] > prompts:
+            problems.append(f"{where}: stream {row['stream']} names tokens that the column files do not hold")
+            row.update(_NEVER)
+        seen.add(row["stream"])
+        rows.append(row)
+    for row in file.of("send"):
+        if _usable(row) and row["stream"] not in seen:
+            rows.append({**row, **_NEVER})
+    return rows
+
+
+def _streams(files: list[_File], problems: list[str]) -> tuple[StreamTable, I32, I64, I32]:
+    rows: list[dict[str, Any]] = []
+    names: list[str] = []
+    columns: list[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]] = []
+    bases: list[tuple[int, int]] = []
+    token_base = prompt_base = 0
+    for f in files:
+        ids, arrivals, prompts = f.column("tokens", "<i4"), f.column("arrivals", "<u4"), f.column("prompts", "<i4")
+        count = min(len(ids), len(arrivals))
+        found = _rows(f, count, len(prompts), problems)
+        rows += found
+        names += [f"{f.engine}-{r['stream']}" for r in found]
+        bases += [(token_base, prompt_base)] * len(found)
+        columns.append((ids[:count], arrivals[:count], prompts))
+        token_base += count
+        prompt_base += len(prompts)
+    table, offset, prompt_offset = _table(rows, names, bases)
+    all_ids, all_arrivals, all_prompts = (np.concatenate([c[i] for c in columns]) for i in range(3))
+    where = _ragged(offset, table.tokens)
+    at = np.repeat(table.sent, table.tokens) + all_arrivals[where].astype(np.int64) * 1000
+    return (
+        table,
+        all_ids[where].astype(np.int32),
+        at,
+        all_prompts[_ragged(prompt_offset, table.prompt)].astype(np.int32),
+    )
+
+
+def _ragged(start: I64, count: I64) -> I64:
+    """Indices start[i] .. start[i]+count[i] for each i, one after another: int64 [sum(count)]."""
+    first = np.cumsum(count) - count
+    out: I64 = np.arange(int(count.sum()), dtype=np.int64) + np.repeat(start - first, count)
+    return out
+
+
+def _table(rows: list[dict[str, Any]], names: list[str], bases: list[tuple[int, int]]) -> tuple[StreamTable, I64, I64]:
+    """Columns of the rows sorted by (sent, name), and where their tokens lie in the concatenated files."""
+
+    def column(key: str, dtype: Any) -> npt.NDArray[Any]:
+        return np.array([r[key] for r in rows], dtype=dtype)
+
+    sent = column("sent_ns", np.int64)
+    order = np.argsort(sent, kind="stable").astype(np.int64)
+    adapters = tuple(sorted({r["adapter"] for r in rows}))
+    reasons = ("", *sorted({r["reason"] for r in rows} - {""}))
+    codes = {a: i for i, a in enumerate(adapters)}
+    why = {a: i for i, a in enumerate(reasons)}
+    base = np.array(bases, np.int64).reshape(-1, 2)
+    tokens, prompt = column("tokens", np.int64)[order], column("prompt", np.int64)[order]
+
+    def strings(key: str) -> list[str]:
+        return [rows[i][key] for i in order]
+
+    table = StreamTable(
+        name=[names[i] for i in order],
+        adapters=adapters,
+        adapter=np.array([codes[r["adapter"]] for r in rows], np.int32)[order],
+        user=strings("user"),
+        intended=column("intended_ns", np.int64)[order],
+        sent=sent[order],
+        head=column("head_ns", np.int64)[order],
+        first=column("first_ns", np.int64)[order],
+        last=column("last_ns", np.int64)[order],
+        ended=column("ended_ns", np.int64)[order],
+        status=column("status", np.int32)[order],
+        outcome=np.array([OUTCOMES[r["outcome"]] for r in rows], np.int8)[order],
+        reasons=reasons,
+        reason=np.array([why[r["reason"]] for r in rows], np.int16)[order],
+        detail=strings("detail"),
+        finish=strings("finish"),
+        done=column("done", np.bool_)[order],
+        max_tokens=column("max_tokens", np.int32)[order],
+        ignore_eos=column("ignore_eos", np.bool_)[order],
+        tokens=tokens,
+        start=np.cumsum(tokens) - tokens,
+        chunks=column("chunks", np.int32)[order],
+        usage=column("usage", np.int64)[order],
+        prompt=prompt,
+        prompt_start=np.cumsum(prompt) - prompt,
+        text_only=column("text_only", np.bool_)[order],
+        phase=np.full(len(rows), -1, np.int32),
+    )
+    return (
+        table,
+        (column("offset", np.int64) + base[:, 0])[order],
+        (column("prompt_offset", np.int64) + base[:, 1])[order],
+    )
