@@ -1,0 +1,127 @@
+"""A process between us and a server we started, so that the server never outlives us.
+
+    python -m loadtest.guardian FD LOG -- COMMAND...
+
+Rules
+1. FD is the read end of a pipe whose write end only our process holds. When we end, in whatever way, also by SIGKILL,
+   the pipe reads EOF and the guardian ends the command's whole process group: SIGTERM, `GRACE_S`, SIGKILL.
+2. The guardian runs in a session of its own: a Ctrl-C in the terminal is ours to handle, not the server's.
+3. If the guardian itself is killed, the kernel kills the command (PR_SET_PDEATHSIG, Linux only).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+GRACE_S = 5.0
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _end_group(pgid: int, child: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the group, then SIGKILL to what is left of it."""
+    for sig, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
+        try:
+            os.killpg(pgid, sig)
+        except ProcessLookupError:
+            return
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            child.poll()
+            try:
+                os.killpg(pgid, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(0.02)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command until it ends or the pipe does; the command's exit status."""
+    fd, log, command = int(argv[0]), argv[1], list(argv[3:])
+    for sig in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(sig, signal.SIG_IGN)
+    with open(log, "ab") as out:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(_stop(child)))
+    while child.poll() is None:
+        if select.select([fd], [], [], 0.1)[0] and not os.read(fd, 1):
+            break
+    return _stop(child)
+
+
+def _stop(child: subprocess.Popen[bytes]) -> int:
+    _end_group(child.pid, child)
+    return child.wait()
+
+
+@dataclass
+class Guarded:
+    """A running command under a guardian; `stop` is idempotent."""
+
+    process: subprocess.Popen[bytes]
+    pipe: int
+    log: Path
+
+    @classmethod
+    def start(cls, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Guarded:
+        """Start `command` with its output in `log`; `env` is added to ours."""
+        read_end, write_end = os.pipe()
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "loadtest.guardian", str(read_end), str(log), "--", *command],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(read_end,),
+                start_new_session=True,
+                env={**os.environ, **(env or {})},
+            )
+        finally:
+            os.close(read_end)
+        return cls(process, write_end, log)
+
+    def alive(self) -> bool:
+        """Whether the command still runs."""
+        return self.process.poll() is None
+
+    def tail(self, lines: int = 20) -> str:
+        """The last lines of the log."""
+        try:
+            data = self.log.read_bytes()[-16_384:]
+        except OSError:
+            return ""
+        return "\n".join(data.decode("utf-8", "replace").split("\n")[-lines - 1 :]).strip()
+
+    def stop(self) -> None:
+        """End the command and all of its children; returns when they are gone."""
+        if self.pipe >= 0:
+            os.close(self.pipe)
+            self.pipe = -1
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=3 * GRACE_S)
+            return
+        self.process.kill()
+        self.process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
