@@ -1,0 +1,188 @@
+"""The SSE parser: the standard's corner cases, any split of the bytes, and bounds."""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadtest.traffic.sse import Event, Parser, SseError, parse_reads
+
+
+def whole(data: bytes) -> list[Event]:
+    """Events of `data` fed at once, with the end."""
+    parser = Parser()
+    return parser.feed(data) + parser.eof()
+
+
+def split(data: bytes, cuts: list[int]) -> list[Event]:
+    """Events of `data` fed in the pieces that `cuts` make."""
+    parser = Parser()
+    places = [0, *sorted(c % (len(data) + 1) for c in cuts), len(data)]
+    events = [e for a, b in itertools.pairwise(places) for e in parser.feed(data[a:b])]
+    return events + parser.eof()
+
+
+def standard(data: bytes) -> list[tuple[str, str]]:
+    """(type, data) of each event, written line by line from the WHATWG text; UTF-8 decode, then the line rules."""
+    text = codecs.decode(data, "utf-8", "replace")
+    text = text.removeprefix("\ufeff")
+    lines, line, i = [], "", 0
+    while i < len(text):
+        if text[i] == "\r" and text[i + 1 : i + 2] == "\n":
+            i += 1
+        if text[i] in "\r\n":
+            lines.append(line)
+            line = ""
+        else:
+            line += text[i]
+        i += 1
+    # What follows the last line end is an incomplete line: it is never processed by the standard.
+    out, kind, buffer = [], "", ""
+    for line in lines:
+        if line == "":
+            if buffer:
+                out.append((kind or "message", buffer[:-1] if buffer.endswith("\n") else buffer))
+            kind, buffer = "", ""
+            continue
+        if line.startswith(":"):
+            continue
+        if ":" in line:
+            field, value = line[: line.index(":")], line[line.index(":") + 1 :]
+            if value.startswith(" "):
+                value = value[1:]
+        else:
+            field, value = line, ""
+        if field == "event":
+            kind = value
+        elif field == "data":
+            buffer += value + "\n"
+    return out
+
+
+syntax = (b"data", b"data:", b"data: ", b"event: ", b"id: 7", b"retry: 3", b":", b" ", b"\n", b"\r", b"\r\n", b"\n\n")
+values = (
+    b"\r\r",
+    b"[DONE]",
+    b"{}",
+    b"x",
+    b"\xef\xbb\xbf",
+    b"\x00",
+    b"\x0b\x0c",
+    *(t.encode() for t in "\u2028\u0085é😀"),
+)
+pieces = st.sampled_from((*syntax, *values))
+streams = st.lists(pieces, max_size=40).map(b"".join)
+
+
+@given(streams)
+@settings(max_examples=600, deadline=None)
+def test_agrees_with_the_standard(data: bytes) -> None:
+    got = [(e.kind.decode("utf-8", "replace"), e.data.decode("utf-8", "replace")) for e in whole(data) if not e.partial]
+    assert got == standard(data)
+
+
+@given(streams, st.lists(st.integers(0, 400), max_size=12))
+@settings(max_examples=600, deadline=None)
+def test_any_split_gives_the_same_events(data: bytes, cuts: list[int]) -> None:
+    assert split(data, cuts) == whole(data)
+
+
+@given(streams)
+@settings(max_examples=200, deadline=None)
+def test_byte_by_byte_gives_the_same_events(data: bytes) -> None:
+    assert split(data, list(range(len(data)))) == whole(data)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_each_line_end(end: bytes) -> None:
+    data = end.join([b"data: a", b"data: b", b"", b"event: k", b"data:c", b"", b""])
+    assert [(e.data, e.kind) for e in whole(data)] == [(b"a\nb", b"message"), (b"c", b"k")]
+
+
+def test_a_pair_split_across_reads_is_one_line_end() -> None:
+    parser = Parser()
+    assert parser.feed(b"data: a\r") == []
+    assert parser.feed(b"\n") == []
+    assert [e.data for e in parser.feed(b"\r")] == [b"a"]
+    assert parser.feed(b"\ndata: b\r\n\r") == [Event(b"b")]
+    assert parser.feed(b"\n") == []
+
+
+def test_separators_of_unicode_are_text() -> None:
+    text = "a\u2028b\u2029c\u0085d\x0be\x0cf\x1cg"
+    assert [e.data.decode() for e in whole(f"data: {text}\n\n".encode())] == [text]
+
+
+def test_spaces_of_the_value_are_kept_but_one() -> None:
+    assert [e.data for e in whole(b"data:  two \n\ndata:\tx\n\n")] == [b" two ", b"\tx"]
+
+
+def test_fields_without_colon_and_empty_data() -> None:
+    assert [e.data for e in whole(b"data\n\ndata\ndata\n\ndata:\n\n")] == [b"", b"\n", b""]
+
+
+def test_a_mark_is_skipped_once_also_when_split() -> None:
+    parser = Parser()
+    assert parser.feed(b"\xef") == parser.feed(b"\xbb") == []
+    assert [e.data for e in parser.feed(b"\xbfdata: a\n\n")] == [b"a"]
+    assert [e.data for e in whole(b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\n")] == []
+
+
+def test_unknown_fields_are_counted() -> None:
+    parser = Parser()
+    events = parser.feed(b"<html>\n: fine\nid: 1\ndata: a\n\nwhat\n")
+    assert [e.ignored for e in events] == [1]
+    assert parser.ignored == 2
+
+
+@pytest.mark.parametrize("tail", [b"data: [DONE]", b"data: [DONE]\n", b"data:[DONE]\r", b"data: [DONE]\r\n"])
+def test_an_open_event_at_the_end_is_marked(tail: bytes) -> None:
+    events = whole(b"data: 1\n\n" + tail)
+    assert [(e.data, e.partial) for e in events] == [(b"1", False), (b"[DONE]", True)]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+def test_a_long_line_is_refused_whatever_the_reads(chunk: int) -> None:
+    data = b"data: ok\n\ndata: " + b"x" * 100
+    parser = Parser(max_line=50)
+    got: list[Event] = []
+
+    def feed_all() -> None:
+        for i in range(0, len(data), chunk):
+            got.extend(parser.feed(data[i : i + chunk]))
+
+    with pytest.raises(SseError, match="longer than 50 bytes") as caught:
+        feed_all()
+    assert [e.data for e in got + caught.value.events] == [b"ok"]
+    with pytest.raises(SseError, match="longer than 50 bytes"):
+        parser.feed(b"data: more\n\n")
+    with pytest.raises(SseError, match="longer than 50 bytes"):
+        parser.eof()
+
+
+def test_a_long_event_is_refused() -> None:
+    parser = Parser(max_event=50)
+    with pytest.raises(SseError, match="data of an event is longer than 50 bytes"):
+        parser.feed(b"data: x\n" * 100)
+
+
+def test_events_carry_the_stamp_of_the_read_that_completed_them() -> None:
+    reads = [(10, b"data: a\n"), (20, b"\ndata: b\n\nda"), (30, b"ta: c\n\n"), (40, b"data: [DONE]")]
+    got = list(parse_reads(reads, Parser()))
+    assert [(t, e.data) for t, e in got] == [(20, b"a"), (20, b"b"), (30, b"c"), (40, b"[DONE]")]
+
+
+def test_stamped_events_before_an_error_are_kept() -> None:
+    seen = []
+
+    def read_all() -> None:
+        for stamp, event in parse_reads([(1, b"data: a\n\n"), (2, b"data: b\n\n" + b"x" * 99)], Parser(max_line=50)):
+            seen.append((stamp, event.data))
+
+    with pytest.raises(SseError):
+        read_all()
+    assert seen == [(1, b"a"), (2, b"b")]
