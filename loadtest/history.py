@@ -10,29 +10,26 @@ Rules
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
 from loadtest import records
 from loadtest.errors import HistoryError
 from loadtest.journal import Journal as Journal
+from loadtest.lines import OUTCOMES, File, R, read, stream_rows, typed
 
 I8 = npt.NDArray[np.int8]
 I16 = npt.NDArray[np.int16]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
-R = TypeVar("R", bound=records.Record)
 
 OK, FAIL, INFO = 0, 1, 2
-OUTCOMES: dict[str, int] = {"ok": OK, "fail": FAIL, "info": INFO}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,59 +119,23 @@ class History:
     problems: tuple[str, ...]
 
 
-@dataclass
-class _File:
-    """What one history file holds, before columns are built."""
-
-    engine: str
-    folder: Path
-    lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return self.lines.get(kind, [])
-
-    def column(self, name: str, dtype: str) -> npt.NDArray[Any]:
-        path = self.folder / f"{name}-{self.engine}.{'u32' if dtype == '<u4' else 'i32'}"
-        try:
-            size = path.stat().st_size // 4
-            return np.fromfile(path, dtype=dtype, count=size)
-        except OSError:
-            return np.empty(0, dtype)
-
-
 def load(folder: Path) -> History:
     """Read every `history-*.jsonl` of a run. Raises HistoryError when there is none."""
     paths = sorted(folder.glob("history-*.jsonl")) if folder.is_dir() else []
     if not paths:
         raise HistoryError(f"{folder} holds no history-*.jsonl", remedy="name a folder under results/")
-    files = [_read(p) for p in paths]
+    files = [read(p) for p in paths]
     if not any(f.lines for f in files):
         raise HistoryError(f"no line of {paths[0]} can be read", remedy="the run recorded nothing; run it again")
     return build(files)
 
 
-def _read(path: Path) -> _File:
-    out = _File(path.stem.removeprefix("history-"), path.parent)
-    raw = path.read_bytes().split(b"\n")
-    for number, line in enumerate(raw, 1):
-        if not line:
-            continue
-        try:
-            row = orjson.loads(line)
-            out.lines.setdefault(row["kind"], []).append(row)
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            what = "torn last line" if number == len(raw) else "unreadable line"
-            out.problems.append(f"{path.name}:{number}: {what} ignored")
-    return out
-
-
-def build(files: list[_File]) -> History:
+def build(files: list[File]) -> History:
     """Merge parsed files into one History."""
     problems = [p for f in files for p in f.problems]
 
     def gather(cls: type[R]) -> tuple[R, ...]:
-        return tuple(r for f in files for r in _typed(f, cls, problems))
+        return tuple(r for f in files for r in typed(f, cls, problems))
 
     ops = sorted((op for f in files for op in _ops(f, problems)), key=lambda op: (op.invoked, op.name))
     latest = _latest(files)
@@ -198,27 +159,15 @@ def build(files: list[_File]) -> History:
     )
 
 
-def _typed(file: _File, cls: type[R], problems: list[str]) -> list[R]:
-    known = {f.name for f in dataclasses.fields(cls)}
-    out: list[R] = []
-    for row in file.of(cls.kind):
-        values = {k: (tuple(v) if isinstance(v, list) else v) for k, v in row.items() if k in known}
-        try:
-            out.append(cls(**cast(Any, values)))
-        except TypeError as e:
-            problems.append(f"history-{file.engine}.jsonl: a {cls.kind} line lacks a field ({e}); ignored")
-    return out
-
-
 def _unique_versions(versions: tuple[records.Version, ...]) -> tuple[records.Version, ...]:
     """Several engines may declare the same content; the first declaration stands."""
     return tuple({(v.adapter, v.version): v for v in reversed(versions)}.values())[::-1]
 
 
-def _ops(file: _File, problems: list[str]) -> list[Op]:
-    acks = {a.op: a for a in _typed(file, records.Ack, problems)}
+def _ops(file: File, problems: list[str]) -> list[Op]:
+    acks = {a.op: a for a in typed(file, records.Ack, problems)}
     out = []
-    for i in _typed(file, records.Invoke, problems):
+    for i in typed(file, records.Invoke, problems):
         a = acks.get(i.op) or records.Ack(op=i.op, outcome="info", acked_ns=0, reason="unfinished")
         out.append(
             Op(
@@ -242,13 +191,11 @@ def _ops(file: _File, problems: list[str]) -> list[Op]:
     return out
 
 
-def _latest(files: list[_File]) -> int:
+def _latest(files: list[File]) -> int:
     """The last time any line names: where an unfinished phase is taken to end."""
     keys = ("at_ns", "ended_ns", "acked_ns", "sent_ns", "invoked_ns", "started_ns")
-    return max(
-        (int(row[k]) for f in files for rows in f.lines.values() for row in rows[-1:] for k in keys if k in row),
-        default=0,
-    )
+    last = (row.get(k) for f in files for rows in f.lines.values() for row in rows[-1:] for k in keys)
+    return max((t for t in last if isinstance(t, int)), default=0)
 
 
 def _spans(edges: Iterable[records.Phase], latest: int) -> tuple[Span, ...]:
@@ -271,68 +218,7 @@ def _phase_of(sent: I64, phases: tuple[Span, ...]) -> I32:
     return out
 
 
-_SENT = ("adapter", "user", "intended_ns", "sent_ns", "max_tokens", "ignore_eos")
-_NEVER: dict[str, Any] = {
-    "head_ns": 0,
-    "first_ns": 0,
-    "last_ns": 0,
-    "ended_ns": 0,
-    "status": 0,
-    "outcome": "info",
-    "reason": "unfinished",
-    "detail": "the history ends before this stream does",
-    "finish": "",
-    "done": False,
-    "tokens": 0,
-    "offset": 0,
-    "chunks": 0,
-    "usage": -1,
-    "prompt": 0,
-    "prompt_offset": 0,
-    "text_only": False,
-}
-_REQUIRED = ("stream", *_SENT)
-_TYPES = {k: type(v) for k, v in _NEVER.items()} | {
-    "stream": int,
-    "adapter": str,
-    "user": str,
-    "intended_ns": int,
-    "sent_ns": int,
-    "max_tokens": int,
-    "ignore_eos": bool,
-}
-
-
-def _usable(row: dict[str, Any]) -> bool:
-    return (
-        all(k in row for k in _REQUIRED)
-        and all(isinstance(row[k], t) for k, t in _TYPES.items() if k in row)
-        and row.get("outcome", "info") in OUTCOMES
-    )
-
-
-def _rows(file: _File, tokens: int, prompts: int, problems: list[str]) -> list[dict[str, Any]]:
-    """Stream rows of one file: ended ones, then those that were sent and never ended."""
-    where = f"history-{file.engine}.jsonl"
-    rows = []
-    seen = set()
-    for row in file.of("stream"):
-        if not _usable(row):
-            problems.append(f"{where}: a stream line lacks a field or has one of a wrong type; ignored")
-            continue
-        row = {**_NEVER, **row}
-        if row["offset"] + row["tokens"] > tokens or row["prompt_offset"] + row["prompt"] > prompts:
-            problems.append(f"{where}: stream {row['stream']} names tokens that the column files do not hold")
-            row.update(_NEVER)
-        seen.add(row["stream"])
-        rows.append(row)
-    for row in file.of("send"):
-        if _usable(row) and row["stream"] not in seen:
-            rows.append({**row, **_NEVER})
-    return rows
-
-
-def _streams(files: list[_File], problems: list[str]) -> tuple[StreamTable, I32, I64, I32]:
+def _streams(files: list[File], problems: list[str]) -> tuple[StreamTable, I32, I64, I32]:
     rows: list[dict[str, Any]] = []
     names: list[str] = []
     columns: list[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]] = []
@@ -341,7 +227,7 @@ def _streams(files: list[_File], problems: list[str]) -> tuple[StreamTable, I32,
     for f in files:
         ids, arrivals, prompts = f.column("tokens", "<i4"), f.column("arrivals", "<u4"), f.column("prompts", "<i4")
         count = min(len(ids), len(arrivals))
-        found = _rows(f, count, len(prompts), problems)
+        found = stream_rows(f, count, len(prompts), problems)
         rows += found
         names += [f"{f.engine}-{r['stream']}" for r in found]
         bases += [(token_base, prompt_base)] * len(found)

@@ -99,6 +99,8 @@ class Journal:
         return placed
 
     def _accept(self, line: bytes, columns: tuple[tuple[_Appender, bytes], ...] = ()) -> bool:
+        if self._pending() > MAX_PENDING:
+            self.flush()  # the disk may have room again
         if self._closed or self._pending() > MAX_PENDING:
             self.dropped += 1
             return False

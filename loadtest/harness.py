@@ -1,0 +1,282 @@
+"""One run from start to end: scenario read, target up, versions forged; afterwards judged, rendered, closed.
+
+The traffic in between belongs to an engine process (traffic/engine.py), driven by Locust (swarm/) or by `loadtest
+hotfix`. Everything a report says is recomputed from the run's folder by `judge`, so it can be said again at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loadtest.errors import EXIT_UNKNOWN, UsageError
+
+if TYPE_CHECKING:
+    from loadtest.analysis.verdict import Require
+    from loadtest.scenario import Scenario
+    from loadtest.target import Target
+
+REPORTS = ("report.md", "junit.xml")
+DEFAULT_SCENARIO = Path("scenarios/quickstart.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user may say beside the scenario; None leaves it to the scenario."""
+
+    scenario: Path | None = None
+    target: str | None = None
+    seed: int | None = None
+    results: Path | None = None
+    users: int | None = None
+    run_time_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A judged run."""
+
+    exit_code: int
+    status: str  # PASS | FAIL | UNKNOWN
+    text: str  # the verdict as a table, for a terminal
+
+
+def say(line: str) -> None:
+    """A line of progress, on standard error."""
+    sys.stderr.write(f"loadtest: {line}\n")
+    sys.stderr.flush()
+
+
+def tool_version() -> str:
+    """Version of this package."""
+    from importlib.metadata import version
+
+    return version("loadtest")
+
+
+@dataclass
+class Session:
+    """A run in progress. `open` raises LoadtestError subclasses and leaves nothing running when it does."""
+
+    scenario: Scenario
+    folder: Path
+    seed: int
+    role: str
+    target: Target
+    versions: Mapping[str, Sequence[Any]]
+    run_time_s: float | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, options: Options, role: str = "local", progress: Callable[[str], None] = say) -> Session:
+        """Read the scenario, make the run's folder, start the target, forge the versions."""
+        from loadtest import plan, prepare, undo
+        from loadtest.target import open_target
+
+        scenario = _scenario(options)
+        seed = options.seed if options.seed is not None else scenario.seed
+        seed = random.SystemRandom().randrange(1 << 31) if seed is None else seed
+        results = options.results or Path("results")
+        folder = _run_folder(results, options.scenario or DEFAULT_SCENARIO, seed)
+        progress(f"results in {folder}")
+        target = open_target(scenario.target, folder, progress)
+        try:
+            phases = plan.phases(scenario, seed)
+            undo.play(results, target.url, target.headers, progress)
+            versions = prepare.versions(scenario, phases, target, folder / "versions", seed)
+            session = cls(scenario, folder, seed, role, target, versions, options.run_time_s)
+            session._write_scenario()
+            session._write_meta()
+        except BaseException:
+            target.stop()
+            raise
+        return session
+
+    def run_info(self) -> dict[str, Any]:
+        """What a worker needs to start an engine of its own; JSON-able. Holds the target's headers: do not log it."""
+        traffic = self.scenario.traffic
+        return {
+            "folder": str(self.folder.resolve()),
+            "url": self.target.url,
+            "seed": self.seed,
+            "scenario": self._text(),
+            "vocab": self.target.vocab,
+            "model_base": self.target.model,
+            "headers": self.target.headers,
+            "limits": {"stream_deadline_s": traffic.stream_deadline, "stall_s": traffic.stall, "connect_s": 10.0},
+        }
+
+    def engine_config(self, engine: str = "e0", role: str | None = None) -> dict[str, Any]:
+        """The `configure` message of this process's own engine."""
+        return engine_config(self.run_info(), engine, role or self.role)
+
+    def script(self) -> dict[str, Any]:
+        """The chaos script, for the engine's `setup` message."""
+        from loadtest import plan
+        from loadtest.chaos.conductor import Script, VersionFile
+
+        spec, swaps = self.scenario.target, [p for p in self.scenario.phases if p.arm != "aa"]
+        script = Script(
+            url=self.target.url,
+            adapters={
+                name: [VersionFile(v.version, str(v.path), v.sha, tuple(v.markers)) for v in found]
+                for name, found in self.versions.items()
+            },
+            phases=plan.phases(self.scenario, self.seed),
+            root_local=str(self.target.root_local),
+            root_server=self.target.root_server,
+            mode=swaps[0].mode if swaps else "inplace",
+            timeout_s=swaps[0].timeout if swaps else 30.0,
+            max_rank=spec.max_lora_rank,
+            run_time_s=self.run_time_s,
+            cycle=True,
+        )
+        return script.to_json()
+
+    def judge(self, reason: str) -> Outcome:
+        """Judge what was recorded, write the reports; after all engines have closed their journals."""
+        self.meta["ended"] = reason
+        if self.target.guarded is not None and not self.target.guarded.alive():
+            self.meta["server_log_tail"] = self.target.guarded.tail()
+        self._write_meta()
+        return judge(self.folder)
+
+    def close(self) -> None:
+        """End the target if it is ours; idempotent."""
+        self.target.stop()
+
+    def _text(self) -> str:
+        from loadtest import scenario as module
+
+        public = self.scenario.target.model_copy(
+            update={"url": self.target.url if self.target.guarded is None else None}
+        )
+        if self.target.guarded is not None:
+            public = self.scenario.target
+        return module.to_yaml(self.scenario.model_copy(update={"target": public, "seed": self.seed}))
+
+    def _write_scenario(self) -> None:
+        write(self.folder / "scenario.yaml", self._text())
+
+    def _write_meta(self) -> None:
+        from loadtest.undo import boot_id
+
+        self.meta = {
+            "tool": tool_version(),
+            "run": self.folder.name,
+            "title": self.scenario.title,
+            "seed": self.seed,
+            "role": self.role,
+            "url": self.target.url,
+            "model": self.target.model,
+            "target": self.target.about,
+            "python": platform.python_version(),
+            "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+            "clock": {"name": "CLOCK_MONOTONIC", "boot_id": boot_id()},
+            "wall_time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            **self.meta,
+        }
+        write(self.folder / "meta.json", json.dumps(self.meta, indent=2) + "\n")
+
+
+def engine_config(run_info: Mapping[str, Any], engine: str, role: str) -> dict[str, Any]:
+    """The `configure` message of an engine, from a session's `run_info`."""
+    keys = ("folder", "url", "seed", "model_base", "headers", "limits")
+    return {"op": "configure", "engine": engine, "role": role, **{k: run_info[k] for k in keys}}
+
+
+def _scenario(options: Options) -> Scenario:
+    from loadtest import scenario as module
+
+    scenario = module.load(options.scenario or DEFAULT_SCENARIO)
+    if options.target:
+        scenario = module.with_target(scenario, options.target)
+    if options.users is not None:
+        scenario = module.with_users(scenario, options.users)
+    return scenario
+
+
+def _run_folder(results: Path, scenario: Path, seed: int) -> Path:
+    """results/<date>-<time>-<scenario>-<seed>, and results/latest pointing at it."""
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{scenario.stem}-{seed}"
+    for attempt in range(100):
+        folder = results / (stem if not attempt else f"{stem}-{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as e:
+            raise UsageError(f"cannot write to {results} ({e.strerror})", remedy="choose another --results") from e
+        _point_latest(results, folder)
+        return folder
+    raise UsageError(f"{results / stem} and 99 more exist", remedy="remove some")
+
+
+def _point_latest(results: Path, folder: Path) -> None:
+    link = results / f".latest-{os.getpid()}"
+    with contextlib.suppress(OSError):  # a convenience: some filesystems have no symbolic links
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder.name)
+        link.replace(results / "latest")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a half."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as f:
+        f.write(text)
+    os.chmod(f.name, 0o644)
+    Path(f.name).replace(path)
+
+
+def require_of(scenario: Scenario) -> Require:
+    """The scenario's `require` as the analysis takes it (milliseconds, plain numbers)."""
+    from loadtest.analysis.verdict import Require
+
+    r = scenario.require
+    return Require(
+        level=r.level,
+        min_swaps=r.min_swaps,
+        swap_ack_p99_ms=None if r.swap_ack_p99 is None else 1000 * r.swap_ack_p99,
+        hangover=r.hangover,
+        isolated_error_rate=None if r.isolated is None else r.isolated.error_rate,
+        isolated_stall=None if r.isolated is None else r.isolated.stall,
+    )
+
+
+def judge(folder: Path) -> Outcome:
+    """Judge a run's folder from its files alone; writes verdict.json and the reports."""
+    from loadtest import history, scenario
+    from loadtest.analysis import verdict
+    from loadtest.report import junit, markdown, terminal
+
+    recorded = history.load(folder)
+    spec = scenario.load(folder / "scenario.yaml")
+    document = verdict.to_json(verdict.judge(recorded, require_of(spec)))
+    write(folder / "verdict.json", json.dumps(document, indent=1) + "\n")
+    title = spec.title or folder.name
+    write(folder / "report.md", markdown.render(document, title))
+    write(folder / "junit.xml", junit.render(document, title))
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    text = terminal.render(document, title, str(folder), colour=colour)
+    return Outcome(int(document.get("exit_code", EXIT_UNKNOWN)), str(document["status"]), text)
+
+
+def run_locust(scenario: Path, options: Mapping[str, Any], locust_options: Sequence[str]) -> int:
+    """Become `locust --headless` on the packaged locustfile; does not return."""
+    from loadtest.swarm import locustfile
+
+    command = [sys.executable, "-m", "locust", "-f", str(Path(locustfile.__file__)), "--headless", "--only-summary"]
+    command += ["--scenario", str(scenario)]
+    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*command, *locust_options])
