@@ -1,0 +1,257 @@
+"""One streamed completion over aiohttp: stamp the raw reads, decode after the end, journal both edges.
+
+Rules
+1. `send` is journaled before the first byte leaves, `stream` after the end, also when the task is cancelled.
+2. While a stream runs, a read costs one stamp and one append. Nothing is parsed before the end.
+3. Deadlines are kept here, by one timer per stream that looks at the last read; aiohttp's own sum timeout is off.
+4. A server's fault never raises: it is the record's outcome. Only CancelledError passes, after it was journaled and
+   the connection closed, so that the server sees its client leave.
+5. A shortage on our side (no file descriptors, no ports) is `info`: the server did nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import aiohttp
+
+from loadtest.records import Record, Send, Stream
+from loadtest.traffic.ask import Ask as Ask
+from loadtest.traffic.decode import Ending, Exchange, decode
+from loadtest.traffic.words import Redactor
+
+NS = 1_000_000_000
+_JSON = {"Content-Type": "application/json", "Accept": "text/event-stream", "Accept-Encoding": "identity"}
+# Errors that say the tester's machine, not the server, is out of something.
+_OUR_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Sink(Protocol):
+    """The part of a Journal that a stream needs."""
+
+    def emit(self, record: Record, flush: bool = False) -> bool: ...
+
+    def stream(
+        self, record: Stream, ids: array[int], arrivals_us: array[int], prompt: Sequence[int] = ()
+    ) -> Stream: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long and how much one stream may take."""
+
+    stream_deadline_s: float = 300.0
+    stall_s: float = 60.0  # from the send, or the last read, to the next read
+    connect_s: float = 10.0
+    kept_bytes: int = 64 * 1024 * 1024  # a stream of a million tokens of 60 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What all streams of a client share."""
+
+    model_base: str = "base"  # the name the server knows the base model by
+    limits: Limits = field(default_factory=Limits)
+    redact: Redactor = field(default_factory=Redactor)
+
+
+class _TooLarge(Exception):
+    """The body outgrew `kept_bytes`."""
+
+
+class _Expired(Exception):
+    """A deadline passed; the message says which."""
+
+
+class Reads:
+    """The raw reads of one response, stamped on arrival; the one place that knows how they are captured."""
+
+    __slots__ = ("_limit", "_now_ns", "_size", "kept", "last_ns")
+
+    def __init__(self, limit: int, now_ns: Callable[[], int]) -> None:
+        self.kept: list[tuple[int, bytes]] = []
+        self.last_ns = now_ns()
+        self._size = 0
+        self._limit = limit
+        self._now_ns = now_ns
+
+    async def capture(self, response: aiohttp.ClientResponse) -> None:
+        """Read to the end of the body. Raises aiohttp's errors, and _TooLarge."""
+        now_ns, kept = self._now_ns, self.kept
+        async for chunk in response.content.iter_any():
+            self.last_ns = now_ns()
+            kept.append((self.last_ns, chunk))
+            self._size += len(chunk)
+            if self._size > self._limit:
+                raise _TooLarge(f"the body is longer than {self._limit} bytes")
+
+
+class _Watch:
+    """Expires the enclosing `asyncio.timeout` when a deadline passes; one timer, re-armed lazily."""
+
+    def __init__(self, limits: Limits, reads: Reads, now_ns: Callable[[], int]) -> None:
+        self._limits = limits
+        self._reads = reads
+        self._now_ns = now_ns
+        self._end_ns = reads.last_ns + int(limits.stream_deadline_s * NS)
+        self._loop = asyncio.get_running_loop()
+        self.timeout = asyncio.timeout(None)
+        self.words = ""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def check(self) -> None:
+        """Expire, or look again when the next deadline could pass."""
+        now = self._now_ns()
+        stall_ns = self._reads.last_ns + int(self._limits.stall_s * NS)
+        if now >= min(self._end_ns, stall_ns):
+            if self._end_ns <= stall_ns:
+                self.words = f"not over after {self._limits.stream_deadline_s:g} s"
+            else:
+                self.words = f"no byte for {self._limits.stall_s:g} s"
+            self.timeout.reschedule(self._loop.time())
+            return
+        delay = (min(self._end_ns, stall_ns) - now) / NS
+        self._timer = self._loop.call_later(delay + 0.001, self.check)
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+@dataclass(slots=True)
+class _State:
+    """How far one exchange has come."""
+
+    head_ns: int = 0
+    status: int = 0
+    content_type: str = ""
+    framed: bool = True  # the body's end is told by its framing, not by the close
+    ending: Ending = "end"
+    words: str = ""
+
+
+class StreamClient:
+    """Sends completions of one target; many streams at once, one session."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        journal: Sink,
+        *,
+        options: Options | None = None,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._session = session
+        self._url = url.rstrip("/") + "/v1/completions"
+        self._journal = journal
+        self._options = options or Options()
+        self._now_ns = now_ns
+
+    async def stream(self, ask: Ask) -> Stream:
+        """Send `ask` and read to the end; the journaled record. Raises CancelledError only."""
+        options = self._options
+        body = ask.body(options.model_base if ask.adapter == "base" else ask.adapter)
+        sent_ns = self._now_ns()
+        self._journal.emit(
+            Send(
+                stream=ask.stream,
+                adapter=ask.adapter,
+                user=ask.user,
+                intended_ns=ask.intended_ns or sent_ns,
+                sent_ns=sent_ns,
+                max_tokens=ask.max_tokens,
+                ignore_eos=ask.ignore_eos,
+            )
+        )
+        reads = Reads(options.limits.kept_bytes, self._now_ns)
+        state = _State()
+        try:
+            await self._watched(body, reads, state)
+        except asyncio.CancelledError:
+            state.ending, state.words = "cancelled", "cancelled by the user or the end of the run"
+            self._record(ask, sent_ns, reads, state)
+            raise
+        return self._record(ask, sent_ns, reads, state)
+
+    def _record(self, ask: Ask, sent_ns: int, reads: Reads, state: _State) -> Stream:
+        exchange = Exchange(
+            ask=ask,
+            sent_ns=sent_ns,
+            head_ns=state.head_ns,
+            ended_ns=self._now_ns(),
+            status=state.status,
+            content_type=state.content_type,
+            reads=reads.kept,
+            ending=state.ending,
+            words=state.words,
+        )
+        found = decode(exchange, self._options.redact)
+        return self._journal.stream(found.record, found.ids, found.arrivals, found.prompt)
+
+    async def _watched(self, body: bytes, reads: Reads, state: _State) -> None:
+        """Run the exchange under the deadlines and turn every failure into `state.ending`."""
+        watch = _Watch(self._options.limits, reads, self._now_ns)
+        watch.check()
+        try:
+            async with watch.timeout:
+                await self._exchange(body, reads, state)
+            if not state.framed:
+                state.ending = "close"
+        except TimeoutError as e:
+            state.ending = "stalled"
+            connect = f"no connection within {self._options.limits.connect_s:g} s"
+            state.words = watch.words or (connect if isinstance(e, aiohttp.ServerTimeoutError) else str(e))
+        except (aiohttp.ClientError, OSError, ValueError, _TooLarge) as e:
+            state.ending, state.words = _ending_of(e, state.status != 0)
+        finally:
+            watch.stop()
+
+    async def _exchange(self, body: bytes, reads: Reads, state: _State) -> None:
+        request = self._session.post(self._url, data=body, headers=_JSON, allow_redirects=False)
+        async with request as response:
+            state.head_ns = reads.last_ns = self._now_ns()
+            state.content_type = response.headers.get("Content-Type", "")
+            coding = response.headers.get("Transfer-Encoding", "")
+            state.framed = "chunked" in coding.lower() or "Content-Length" in response.headers
+            state.status = response.status
+            try:
+                await reads.capture(response)
+            except BaseException:
+                response.close()  # the connection is not to be used again, and the server shall see it end
+                raise
+
+
+def _ending_of(error: Exception, has_head: bool) -> tuple[Ending, str]:
+    """(ending, words) of a failed exchange."""
+    words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    number = getattr(error, "errno", None)
+    if number in _OUR_SHORTAGE:
+        return "cancelled", f"the tester's own machine is short: {words}"
+    if isinstance(error, _TooLarge):
+        return "protocol", str(error)
+    if _is_garbled(error):
+        return "protocol", words
+    return ("cut" if has_head else "refused"), words
+
+
+def _is_garbled(error: BaseException) -> bool:
+    """Whether what came breaks HTTP itself; what merely ends too early does not."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, aiohttp.http_exceptions.ContentEncodingError):
+            return True
+        early = "Not enough data" in str(chain)
+        if isinstance(chain, aiohttp.http_exceptions.HttpProcessingError) and not early:
+            return True
+        if isinstance(chain, aiohttp.ClientResponseError):
+            return True
+        chain = chain.__cause__
+    return isinstance(error, ValueError)

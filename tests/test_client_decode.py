@@ -1,0 +1,226 @@
+"""What a finished exchange was: each reason code, and properties that hold for any bytes."""
+
+from __future__ import annotations
+
+from array import array
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rawserver import DONE, completion, event, usage
+
+from loadtest.records import REASONS_FAIL, REASONS_INFO
+from loadtest.traffic.ask import Ask
+from loadtest.traffic.decode import Decoded, Ending, Exchange, decode
+from loadtest.traffic.words import Redactor
+
+SENT = 1_000_000_000
+
+
+def ask(max_tokens: int = 4, **more: object) -> Ask:
+    return Ask(stream=7, adapter="a", prompt=[1, 2, 3], max_tokens=max_tokens, user="u", **more)
+
+
+def judged(data: bytes | list[bytes], ending: Ending = "end", **more: object) -> Decoded:
+    reads = [data] if isinstance(data, bytes) else data
+    fields: dict = {
+        "ask": ask(),
+        "sent_ns": SENT,
+        "head_ns": SENT + 5,
+        "ended_ns": SENT + 10**9,
+        "status": 200,
+        "content_type": "text/event-stream; charset=utf-8",
+        "reads": [(SENT + 1_000_000 * (i + 1), d) for i, d in enumerate(reads)],
+        "ending": ending,
+    }
+    return decode(Exchange(**(fields | more)))
+
+
+def why(data: bytes | list[bytes], ending: Ending = "end", **more: object) -> tuple[str, str, str]:
+    record = judged(data, ending, **more).record
+    return record.outcome, record.reason, record.detail
+
+
+def test_a_complete_stream() -> None:
+    first = event([11], prompt_token_ids=[1, 2, 3])
+    found = judged([first + event([12]), event([13, 14], "length"), usage(4), DONE])
+    r = found.record
+    assert (r.outcome, r.reason, r.detail, r.finish, r.done, r.usage) == ("ok", "", "", "length", True, 4)
+    assert (r.tokens, r.chunks, r.text_only) == (4, 3, False)
+    assert found.ids == array("i", [11, 12, 13, 14])
+    assert found.arrivals == array("I", [1000, 1000, 2000, 2000])
+    assert found.prompt == array("i", [1, 2, 3])
+    assert (r.first_ns, r.last_ns) == (SENT + 1_000_000, SENT + 2_000_000)
+    assert r.intended_ns == SENT
+
+
+def test_prompt_ids_come_from_the_server_when_text_was_sent() -> None:
+    data = event([11, 12, 13, 14], "length", prompt_token_ids=[9, 8]) + DONE
+    found = judged(data, ask=Ask(stream=1, adapter="a", prompt="hello", max_tokens=4, intended_ns=5))
+    assert found.prompt == array("i", [9, 8])
+    assert found.record.intended_ns == 5
+    assert judged(DONE, ask=Ask(stream=1, adapter="a", prompt="hello", max_tokens=4)).prompt == array("i")
+
+
+def test_empty_text_with_ids_counts() -> None:
+    assert judged(event([1, 2, 3, 4], "length", text="") + DONE).record.tokens == 4
+
+
+def test_a_server_without_ids() -> None:
+    def text(words: str, finish: str | None = None) -> bytes:
+        return b"data: " + orjson.dumps({"choices": [{"text": words, "finish_reason": finish}]}) + b"\n\n"
+
+    found = judged([text("a"), text("bc"), text("", "length"), usage(4) + DONE])
+    assert (found.record.outcome, found.record.text_only, found.record.tokens) == ("ok", True, 2)
+    assert found.ids == array("i", [-1, -1])
+    assert found.arrivals == array("I", [1000, 2000])
+    assert why([text("a"), text("", "length"), usage(3), DONE])[1] == "truncated"
+    assert why([text("a"), text("", "length"), DONE])[0] == "ok"  # nobody can say how many tokens that was
+
+
+def test_continuous_usage_keeps_the_last() -> None:
+    assert judged(usage(1) + event([1, 2, 3, 4], "length") + usage(4) + DONE).record.usage == 4
+
+
+def test_an_early_stop_is_right_only_where_something_allows_it() -> None:
+    data = event([1, 2], "stop") + usage(2) + DONE
+    assert why(data) == ("fail", "truncated", "2 tokens with finish reason 'stop', 4 were asked for")
+    assert why(data, ask=ask(ignore_eos=False))[0] == "ok"
+    assert why(data, ask=ask(extra={"stop_token_ids": [2]}))[0] == "ok"
+    assert why(event([1, 2], "length") + DONE, ask=ask(ignore_eos=False))[1] == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("data", "ending", "reason", "words"),
+    [
+        (completion([1, 2, 3]), "end", "truncated", "3 tokens with finish reason 'length', 4 were asked for"),
+        (event([1, 2, 3, 4]) + usage(4) + DONE, "end", "truncated", "without a finish reason"),
+        (event([1, 2, 3, 4], "length") + usage(5) + DONE, "end", "truncated", "4 tokens arrived, usage says 5"),
+        (event([1, 2, 3, 4], "abort") + DONE, "end", "truncated", "finish reason 'abort'"),
+        (event([1, 2, 3, 4], "length") + usage(4), "end", "truncated", "without [DONE]"),
+        (b"", "end", "truncated", "without [DONE], after 0 of 4 tokens"),
+        (event([1, 2]), "cut", "cut", "before [DONE], after 2 of 4 tokens"),
+        (event([1, 2, 3, 4], "length"), "close", "cut", "before [DONE]"),
+        (event([1, 2]) + b'data: {"choi', "cut", "cut", "after 2 of 4 tokens"),
+        (completion([1, 2, 3, 4])[:-9], "cut", "cut", "after 4 of 4 tokens"),
+        (event([1]) + b'data: {"error":{"message":"boom","type":"E"}}\n\n' + DONE, "end", "in_band_error", "E: boom"),
+        (b'event: error\ndata: {"choices":[]}\n\n' + DONE, "end", "in_band_error", "error frame"),
+        (b'data: {"object":"error","message":"old","type":"T"}\n\n', "end", "in_band_error", "T: old"),
+        (event([1, 2, 3, 4], "length") + event([], "length") + DONE, "end", "duplicated", "after 'length'"),
+        (event([1, 2, 3, 4], "length") + event([5]) + DONE, "end", "duplicated", "1 more tokens after"),
+        (event([1, 2, 3, 4, 5], "length") + usage(5) + DONE, "end", "duplicated", "at most 4"),
+        (event([1, 2, 3, 4, 5]), "stalled", "duplicated", "at most 4"),
+        (b"data: {nope\n\n" + DONE, "end", "protocol", "not JSON"),
+        (b"data: [1]\n\n" + DONE, "end", "protocol", "not a JSON object"),
+        (b"data: \xff\xfe\n\n" + DONE, "end", "protocol", "not JSON"),
+        (b'data: {"id":1}\n\n' + DONE, "end", "protocol", "no list of choices"),
+        (b'data: {"choices":[{},{}]}\n\n' + DONE, "end", "protocol", "2 choices"),
+        (b'data: {"choices":[3]}\n\n' + DONE, "end", "protocol", "not an object"),
+        (b'data: {"choices":[{"token_ids":["x"]}]}\n\n' + DONE, "end", "protocol", "token ids"),
+        (b'data: {"choices":[{"token_ids":[-4]}]}\n\n' + DONE, "end", "protocol", "token ids"),
+        (b'data: {"choices":[{"token_ids":[4294967296]}]}\n\n' + DONE, "end", "protocol", "token ids"),
+        (b'data: {"choices":[{"finish_reason":3}]}\n\n' + DONE, "end", "protocol", "finish reason is 3"),
+        (b'data: {"choices":[],"usage":{"completion_tokens":-1}}\n\n' + DONE, "end", "protocol", "usage says -1"),
+        (completion([1, 2, 3, 4]) + event([5]), "end", "protocol", "follows [DONE]"),
+        (completion([1, 2, 3, 4]) + DONE, "end", "protocol", "follows [DONE]"),
+        (completion([1, 2, 3, 4]) + b"rubbish", "end", "protocol", "follow [DONE]"),
+        (b"x" * (9 * 1024 * 1024), "end", "protocol", "longer than"),
+        (event([1]), "protocol", "protocol", "after 1 of 4 tokens"),
+        (event([1]), "stalled", "stalled", "after 1 of 4 tokens"),
+        (event([1]), "cancelled", "cancelled", "after 1 of 4 tokens"),
+    ],
+)
+def test_each_way_to_be_incomplete(data: bytes, ending: Ending, reason: str, words: str) -> None:
+    outcome, got, detail = why(data, ending)
+    assert (got, outcome) == (reason, "info" if reason in REASONS_INFO else "fail"), detail
+    assert words in detail
+
+
+@pytest.mark.parametrize("tail", [b"", b"\n\n", b": bye\n\n", b"\r\n:x"])
+@pytest.mark.parametrize("ending", ["end", "close", "cut", "stalled", "cancelled"])
+def test_after_done_only_the_bytes_matter(tail: bytes, ending: Ending) -> None:
+    assert why(completion([1, 2, 3, 4]) + tail, ending) == ("ok", "", "")
+
+
+def test_done_without_its_empty_line() -> None:
+    assert why(completion([1, 2, 3, 4])[:-2])[0] == "ok"
+    assert why(completion([1, 2, 3, 4])[:-1], "cut")[0] == "ok"
+
+
+def test_an_error_frame_before_a_cancel_is_still_the_servers() -> None:
+    data = b'data: {"error":{"message":"engine died","type":"InternalServerError"}}\n\n'
+    assert why(data, "cancelled")[:2] == ("fail", "in_band_error")
+
+
+def test_no_head() -> None:
+    for ending in ("refused", "cut"):
+        assert why([], ending, status=0, words="connect failed") == ("fail", "refused", "connect failed")
+    assert why([], "stalled", status=0)[:2] == ("info", "stalled")
+    assert why([], "cancelled", status=0)[:2] == ("info", "cancelled")
+    assert why([], "protocol", status=0)[:2] == ("fail", "protocol")
+
+
+def test_rejected_says_the_servers_words() -> None:
+    body = b'{"error":{"message":"The model `x` does not exist.","type":"NotFoundError","code":404}}'
+    got = why(body, status=404, content_type="application/json")
+    assert got == ("fail", "rejected", "HTTP 404: NotFoundError: The model `x` does not exist.")
+    assert why(b"<h1>oops", status=502, content_type="text/html")[2] == "HTTP 502: '<h1>oops'"
+    assert why(b"", status=307)[:2] == ("fail", "rejected")
+
+
+def test_a_wrong_content_type_is_no_stream() -> None:
+    got = why(completion([1, 2, 3, 4]), content_type="application/json")
+    assert got[:2] == ("fail", "protocol")
+    assert "in place of text/event-stream" in got[2]
+    assert why(b"", content_type="")[1] == "protocol"
+
+
+def test_secrets_and_length() -> None:
+    redact = Redactor("http://joe:hunter22@h/", {"Authorization": "Bearer sk-abcdef123", "X-Other": "fine"})
+    text = "got Bearer sk-abcdef123 and sk-abcdef123 for joe from http://joe:hunter22@h/x and hunter22 fine\nnext"
+    clean = redact(text, 300)
+    assert "sk-abc" not in clean
+    assert "hunter22" not in clean
+    assert "fine next" in clean
+    assert len(redact("x" * 1000, 300)) == 300
+    assert "am9lOmh1bnRlcjIy" not in redact("Basic am9lOmh1bnRlcjIy am9lOmh1bnRlcjIy", 300)
+
+
+chunk = st.one_of(
+    st.lists(st.integers(0, 2**31 - 1), max_size=3).map(event),
+    st.sampled_from([event([5], "length"), event([], "stop"), usage(4), DONE, b": keep\n\n", b"data: {}\n\n", b"\n"]),
+    st.sampled_from([b"data: ", b'{"error":1}', b"data: [1", b"\xff", b"\r", b"event: error\n", b'data: {"choices":'])
+    | st.binary(max_size=20),
+)
+
+
+@given(st.lists(chunk, max_size=12), st.sampled_from(["end", "close", "cut", "stalled", "cancelled", "protocol"]))
+@settings(max_examples=400, deadline=None)
+def test_any_bytes_give_a_record_that_holds_together(chunks: list[bytes], ending: Ending) -> None:
+    found = judged(chunks, ending)
+    r = found.record
+    assert len(found.ids) == len(found.arrivals) == r.tokens >= r.chunks >= 0
+    assert (r.outcome == "ok") == (r.reason == "")
+    assert r.reason in ("", *REASONS_FAIL, *REASONS_INFO)
+    assert len(r.detail) <= 300
+    assert list(found.arrivals) == sorted(found.arrivals)
+    if r.outcome == "ok":
+        assert r.done
+        assert r.finish in ("length", "stop")
+        assert r.tokens == 4 or r.text_only
+
+
+@given(st.lists(chunk, max_size=12), st.data())
+@settings(max_examples=200, deadline=None)
+def test_the_reads_decide_times_only(chunks: list[bytes], data: st.DataObject) -> None:
+    whole = b"".join(chunks)
+    cut = data.draw(st.integers(0, len(whole)))
+    one, two = judged(whole), judged([whole[:cut], whole[cut:]])
+    assert one.ids == two.ids
+    assert (one.record.outcome, one.record.reason, one.record.detail, one.record.chunks) == (
+        two.record.outcome,
+        two.record.reason,
+        two.record.detail,
+        two.record.chunks,
+    )
