@@ -70,7 +70,7 @@ class Front:
         if sys.stderr.isatty() and not given.print_stats:
             given.only_summary = True  # Locust's table every 2 s would push the progress line away
         if web_ui is not None:
-            panel.guard_start(web_ui, environment, self.prepare, self._is_starting)
+            panel.guard_start(web_ui, environment, self._prepare_for_form, self._is_starting)
             self._prefill()
         if given.headless or given.autostart:
             self._prepare_now(given)
@@ -119,6 +119,11 @@ class Front:
             self._refused = e
             if given.headless:
                 self._abort(e.exit_code)
+        except Exception as e:
+            logger.exception("the run could not be prepared")
+            self._refused = internal_error(e)
+            if given.headless:
+                self._abort(self._refused.exit_code)
         except KeyboardInterrupt:
             harness.say("interrupted before any user was started")
             self._print_verdict()
@@ -144,6 +149,15 @@ class Front:
             self._prepare()
         finally:
             self._preparing = False
+
+    def _prepare_for_form(self) -> None:
+        try:
+            self.prepare()
+        except LoadtestError:
+            raise
+        except Exception as e:
+            logger.exception("the run could not be prepared")
+            raise internal_error(e) from e
 
     def _is_starting(self) -> bool:
         """Asked when Locust itself is idle: whether a start is on its way."""
@@ -193,6 +207,9 @@ class Front:
             self.host.begin()
         except LoadtestError as e:
             self._refuse(e)
+        except Exception as e:  # Locust would log it and spawn users into nothing
+            logger.exception("the run could not be started")
+            self._refuse(internal_error(e))
 
     def _refuse(self, error: LoadtestError) -> NoReturn:
         assert self.host is not None
@@ -285,6 +302,11 @@ class Front:
                 raise
 
         return call
+
+
+def internal_error(error: Exception) -> LoadtestError:
+    """An unexpected exception as one that ends a start in order (exit code 70)."""
+    return LoadtestError(f"internal error: {error!r}", remedy="the log has the traceback; please report it")
 
 
 def _patience(signum: int, frame: Any) -> None:

@@ -53,7 +53,7 @@ class Run:
         """An event for the history, bounded per kind."""
         self.notes[what] = self.notes.get(what, 0) + 1
         if self.notes[what] <= NOTES_MAX:
-            self.link.event(what, detail[:500])
+            self.link.tell({"op": "event", "what": what, "detail": detail[:500]})
 
     def time_is_up(self) -> bool:
         """Whether the user's run time has passed (Locust's timer is not exact)."""
@@ -134,7 +134,7 @@ class Host:
         """At spawning_complete, which Locust fires for every later change of the number of users too: rule 2."""
         if self.run is not None and self.run.began and not self.run.playing:
             self.run.playing = True
-            self.run.link.play()
+            self.run.link.tell({"op": "play"})
 
     def _summon(self, run: Run) -> None:
         run.roster = cluster.Roster(self.environment.runner, run.info)

@@ -13,7 +13,7 @@ install()
 class Tenant(AdapterUser):
     """Streams one completion after the other."""
 
-    @task
+    @task  # type: ignore[untyped-decorator]
     def complete(self) -> None:
         """One stream, from the request to `[DONE]`."""
         self.stream()

@@ -92,7 +92,7 @@ class AdapterUser(User):  # type: ignore[misc]  # Locust has no types
 class ArrivalsUser(User):  # type: ignore[misc]
     """Keeps Locust's run alive while the engines send a scenario's `arrivals` (open loop) by themselves."""
 
-    @task
+    @task  # type: ignore[untyped-decorator]
     def idle(self) -> None:
         """Nothing: no user waits for an arrival's answer, which is what open loop means."""
         self.wait()

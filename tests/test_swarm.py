@@ -1,0 +1,76 @@
+"""loadtest.swarm, piece by piece. What imports Locust is checked in a process of its own: see swarm_checks.py."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loadtest.errors import UsageError
+from loadtest.swarm import options, progress
+
+CHECKS = Path(__file__).with_name("swarm_checks.py")
+NAMES = [n.name for n in ast.parse(CHECKS.read_text()).body if isinstance(n, ast.FunctionDef) and "check_" in n.name]
+
+
+@pytest.fixture(scope="module")
+def checked() -> dict[str, str]:
+    done = subprocess.run([sys.executable, str(CHECKS)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_with_locust(checked: dict[str, str], name: str) -> None:
+    assert checked[name] == "", checked[name]
+
+
+def given(**fields: object) -> argparse.Namespace:
+    return argparse.Namespace(**{"scenario": "", "target": "", "seed": "", "results": "", "host": None, **fields})
+
+
+def test_options_are_read_from_text_and_empty_means_not_given() -> None:
+    read = options.read(given(scenario=" a.yaml ", seed="7", results="out"), users=3, run_time_s=2.0)
+    assert (read.scenario, read.seed, read.results) == (Path("a.yaml"), 7, Path("out"))
+    assert (read.target, read.users, read.run_time_s) == (None, 3, 2.0)
+    bare = options.read(given(), users=None, run_time_s=None)
+    assert (bare.scenario, bare.target, bare.seed, bare.results) == (None, None, None, None)
+
+
+def test_locusts_own_host_option_names_the_target_unless_target_does() -> None:
+    assert options.read(given(host="http://h:1"), users=None, run_time_s=None).target == "http://h:1"
+    assert options.read(given(host="http://h:1", target="embedded"), users=None, run_time_s=None).target == "embedded"
+
+
+def test_a_seed_that_is_no_number_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="--seed must be a whole number, got 'x'"):
+        options.read(given(seed="x"), users=None, run_time_s=None)
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [("5", 5.0), (0.5, 0.5), (0, None), ("", None), (None, None), ("nan", None)]
+)
+def test_positive(value: object, number: float | None) -> None:
+    assert options.positive(value) == number
+
+
+def test_progress_in_a_log_is_one_plain_line_per_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    shown = progress.Progress(phases=2)
+    shown.count("e1", {"sent": 4, "open": 1, "ok": 2, "fail": 1, "info": 0, "tokens": 90})
+    shown.count("e2", {"sent": 1, "open": 0, "ok": 1, "fail": 0, "info": 0, "tokens": 10})
+    shown.swap({"arm": "bad", "outcome": "fail"})
+    shown.swap({"arm": "real", "outcome": "info"})
+    shown.phase({"index": 1, "arm": "real", "edge": "start", "adapter": "tenant-a"})
+    shown.phase({"index": 1, "arm": "real", "edge": "end", "adapter": "tenant-a"})
+    shown.show()
+    assert screen.getvalue() == (
+        "loadtest: phase 2/2 real on tenant-a (5 streams, 1 open, 1 not ok · 2 swaps, 1 not as wanted)\n"
+    )
