@@ -13,14 +13,13 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-Size = Literal["tiny", "wide"]
+from loadtest.errors import UsageError
 
 FORMAT = 1  # part of the folder's name: raise it when the weights for a seed change
 VOCAB = 2048
@@ -47,12 +46,14 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def ensure_base(cache_dir: Path, seed: int = 0, size: Size = "tiny") -> Path:
+def ensure_base(cache_dir: Path, seed: int = 0, size: str = "tiny") -> Path:
     """Folder of the base for `seed` and `size` under `cache_dir`; written if absent, reused if present.
 
     Safe under concurrent callers: each writes a private folder and the first rename wins.
-    Raises KeyError for an unknown size, OSError when `cache_dir` cannot be written.
+    Raises UsageError for an unknown size, OSError when `cache_dir` cannot be written.
     """
+    if size not in SHAPES:
+        raise UsageError(f"there is no base of size {size}", remedy=f"use one of {', '.join(SHAPES)}")
     shape = SHAPES[size]
     target = Path(cache_dir) / f"qwen2-{size}-s{seed}-f{FORMAT}"
     if (target / "config.json").is_file():

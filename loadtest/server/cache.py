@@ -48,10 +48,10 @@ class Cache:
             for array in arrays:
                 array[target, :, :length] = array[source, :, :length]
 
-    def decode(self, positions: Ints) -> Attend:
-        """One new token for each of the first B slots, at `positions` [B]."""
-        count, length = len(positions), int(positions.max()) + 1
-        slots = np.arange(count)
+    def decode(self, slots: Ints, positions: Ints) -> Attend:
+        """One new token for each of `slots` [B], at `positions` [B]; slots 0..B-1 cost no copy."""
+        count, length = len(slots), int(positions.max()) + 1
+        part: Ints | slice = slice(count) if int(slots[-1]) == count - 1 else slots
         ahead = np.arange(length) > positions[:, None]  # [B, T]
         hidden = ahead[:, None, None, :] if ahead.any() else None
 
@@ -60,7 +60,7 @@ class Cache:
             keys[slots, :, positions] = k
             values[slots, :, positions] = v
             grouped = q.reshape(count, k.shape[1], -1, q.shape[2])  # [B, K, G, D]
-            return mix(grouped, keys[:count, :, :length], values[:count, :, :length], hidden).reshape(q.shape)
+            return mix(grouped, keys[part, :, :length], values[part, :, :length], hidden).reshape(q.shape)
 
         return attend
 

@@ -69,7 +69,7 @@ def read_tensors(path: Path) -> dict[str, F32]:
     try:
         entries: list[tuple[str, dict[str, Any]]] = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call,unused-ignore]
     except safetensors.SafetensorError as error:
-        raise ValueError(f"Error while deserializing header: {error}") from error
+        raise ValueError(str(error)) from error
     return {name: _array(name, entry) for name, entry in entries}
 
 

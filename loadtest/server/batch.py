@@ -1,0 +1,315 @@
+"""The engine: continuous batching over streams of many adapters, one step at a time, without threads or sockets.
+
+Rules
+1. `step` admits waiting streams, asks the policy which version serves each stream, decodes one token for every running
+   stream and computes the prompts of the new ones, which yields their first token.
+2. A load happens between steps, so a load and a step exclude each other.
+3. Streams 0..B-1 of `running` own the cache slots 0..B-1.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from loadtest.server import transformer
+from loadtest.server.cache import BLOCK, Cache, PrefixCache
+from loadtest.server.lora import BadAdapter, NoAdapter, Version, read_version
+from loadtest.server.plant import Faults
+from loadtest.server.policies import make
+from loadtest.server.state import Emission, Entry, Refusal, Scored, Stream
+from loadtest.server.transformer import Groups
+from loadtest.server.weights import F32, Model
+
+Acked = Callable[[Refusal | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes of the engine."""
+
+    max_seqs: int = 256  # streams in the batch
+    max_loras: int = 4  # adapters in one batch
+    max_rank: int = 64
+    prefill_tokens: int = 2048  # prompt tokens computed in one step
+    prefix_blocks: int = 4096
+
+
+class Engine:
+    """All state of the server but its sockets; one thread only."""
+
+    def __init__(
+        self,
+        model: Model,
+        limits: Limits,
+        swap: str = "pin",
+        faults: Faults | None = None,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.model, self.limits, self.now_ns = model, limits, now_ns
+        self.faults = faults or Faults(())
+        self.policy = make(swap, self.read)
+        self.entries: dict[str, Entry] = {}
+        self.past: dict[int, list[Entry]] = {}  # all entries applied under an ident, oldest first
+        self.running: list[Stream] = []
+        self.waiting: deque[Stream] = deque()
+        self.counts: Counter[str] = Counter()
+        self.prefix = PrefixCache(limits.prefix_blocks)
+        self._cache = Cache(model.config)
+        self._idents = itertools.count(1)
+        self._held: deque[tuple[Entry, Acked]] = deque()  # loads that wait for a drain
+
+    # ---- adapters ----
+
+    def read(self, path: str, limited: bool = True) -> Version:
+        """Read an adapter's folder. Raises NoAdapter or BadAdapter."""
+        return read_version(path, self.model.config, self.limits.max_rank if limited else None)
+
+    def load(self, name: str, path: str, inplace: bool, acked: Acked) -> None:
+        """Load or replace; `acked` is called once, now or when the policy lets the load happen."""
+        try:
+            entry = self._checked(name, path, inplace)
+        except Refusal as refusal:
+            self.faults.refused(self, name, path)
+            acked(refusal)
+            return
+        before = self.entries.get(name)
+        if self.policy.waits and before is not None and self._busy(name):
+            self._held.append((entry, acked))
+        else:
+            self.apply(entry)
+            acked(None)
+
+    def _checked(self, name: str, path: str, inplace: bool) -> Entry:
+        before = self.entries.get(name)
+        if before is not None and not inplace:
+            raise Refusal(
+                400,
+                "InvalidUserInput",
+                f"The lora adapter '{name}' has already been loaded. "
+                "If you want to load the adapter in place, set 'load_inplace' to True.",
+            )
+        try:
+            version = self.read(path)
+        except NoAdapter as error:
+            shown = "<path>" if path.startswith("/") else path  # vLLM masks absolute paths
+            raise Refusal(
+                404, "NotFoundError", f"Loading lora {name} failed: No adapter found for {shown}"
+            ) from error
+        except BadAdapter as error:
+            words = f"Call to add_lora method failed: Worker failed with error '{error}', "
+            raise Refusal(
+                500, "InternalServerError", words + "please check the stack trace above for the root cause"
+            ) from error
+        ident = before.ident if before else next(self._idents)
+        return Entry(name, path, version, inplace, ident, self.now_ns())
+
+    def apply(self, entry: Entry) -> None:
+        """Make `entry` what its name stands for, from the next step on."""
+        before = self.entries.get(entry.name)
+        entry = self.faults.loading(self, replace(entry, at_ns=self.now_ns()), before)
+        self.put(entry)
+        self.faults.loaded(self, entry, before)
+
+    def put(self, entry: Entry) -> None:
+        """As `apply`, without asking planted faults."""
+        self.entries[entry.name] = entry
+        self.past.setdefault(entry.ident, []).append(entry)
+        self.policy.loaded(entry, self.running)
+
+    def unload(self, name: str) -> None:
+        """Forget the name; its streams run on. Raises Refusal for an unknown one."""
+        if name not in self.entries:
+            raise Refusal(404, "NotFoundError", f"The lora adapter '{name}' cannot be found.")
+        del self.entries[name]
+
+    def _busy(self, name: str) -> bool:
+        return any(s.adapter == name for s in self.running)
+
+    def _release(self) -> None:
+        """Apply the held loads whose adapter has drained, in the order they came."""
+        still: deque[tuple[Entry, Acked]] = deque()
+        names: set[str] = set()
+        for entry, acked in self._held:
+            if entry.name in names or self._busy(entry.name):
+                still.append((entry, acked))
+                names.add(entry.name)
+            else:
+                self.apply(entry)
+                acked(None)
+                names.add(entry.name)  # a second held load of the name waits for the streams behind this one
+        self._held = still
+
+    # ---- streams ----
+
+    @property
+    def busy(self) -> bool:
+        """Is there anything that a step would advance?"""
+        return bool(self.running or self.waiting or self._held)
+
+    def submit(self, stream: Stream) -> None:
+        """Queue a stream; its entry is the registry's as of now."""
+        if stream.adapter:
+            stream.entry = self.entries.get(stream.adapter, stream.entry)
+        if stream.params.temperature > 0.0:
+            stream.rng = np.random.default_rng(stream.params.seed)
+        self.waiting.append(stream)
+
+    def abort(self, stream: Stream, why: str = "abort") -> None:
+        """Forget a stream wherever it is, counted as `why`; harmless when it has ended."""
+        if stream in self.waiting:
+            self.waiting.remove(stream)
+        elif stream in self.running:
+            self._leave(self.running.index(stream))
+        else:
+            return
+        self.counts[why] += 1
+
+    def step(self) -> list[Emission]:
+        """One step of all streams; what it emits."""
+        self.faults.tick(self)
+        self._release()
+        old = len(self.running)
+        new = self._admit()
+        if not self.running:
+            return []
+        versions = self.faults.serve(self, self.running, self.policy.serve(self.running))
+        now = self.now_ns()
+        slots = [i for i in range(old) if not self.faults.paused(self.running[i], now)]
+        out = self._decode(slots, versions) if slots else []
+        if new:
+            out += self._prefill(old, versions)
+        for emission in out:
+            self._account(emission)
+        for i in reversed(range(len(self.running))):
+            if self._finish(self.running[i]):
+                self._leave(i)
+        return self.faults.emit(out)
+
+    def _admit(self) -> list[Stream]:
+        new: list[Stream] = []
+        names = {s.adapter for s in self.running if s.adapter}
+        held = {entry.name for entry, _ in self._held}
+        budget, later = self.limits.prefill_tokens, deque[Stream]()
+        while self.waiting and len(self.running) < self.limits.max_seqs:
+            stream = self.waiting.popleft()
+            crowded = bool(stream.adapter) and stream.adapter not in names and len(names) >= self.limits.max_loras
+            if stream.adapter in held or crowded:
+                later.append(stream)
+                continue
+            if new and len(stream.prompt) > budget:
+                later.append(stream)
+                break
+            budget -= len(stream.prompt)
+            self.policy.admit(stream, self.entries)
+            self.faults.admit(self, stream)
+            self.running.append(stream)
+            new.append(stream)
+            if stream.adapter:
+                names.add(stream.adapter)
+        self.waiting.extendleft(reversed(later))
+        return new
+
+    def _decode(self, slots: list[int], versions: Sequence[Version | None]) -> list[Emission]:
+        """One token for the streams in `slots`."""
+        streams = [self.running[i] for i in slots]
+        positions = np.array([s.length for s in streams], dtype=np.int64)
+        ids = np.array([s.ids[-1] for s in streams], dtype=np.int64)
+        self._cache.reserve(len(self.running), int(positions.max()) + 1)
+        attend = self._cache.decode(np.array(slots, dtype=np.int64), positions)
+        groups = grouped([versions[i] for i in slots], [1] * len(slots))
+        hidden = transformer.forward(self.model, ids, positions, groups, attend)
+        return self._sample(streams, transformer.logits(self.model, hidden))
+
+    def _prefill(self, first: int, versions: Sequence[Version | None]) -> list[Emission]:
+        """The prompts of the streams from slot `first` on, and their first tokens."""
+        streams = self.running[first:]
+        self._cache.reserve(len(self.running), max(len(s.prompt) for s in streams))
+        spaces = [self.faults.namespace(s, _namespace(s, v)) for s, v in zip(streams, versions[first:], strict=True)]
+        spans = []
+        for slot, (stream, space) in enumerate(zip(streams, spaces, strict=True), first):
+            # scores need every position computed, so that stale keys and values cannot touch them
+            blocks = [] if stream.params.prompt_logprobs is not None else self.prefix.find(space, stream.prompt)
+            for n, block in enumerate(blocks):
+                self._cache.put(slot, n * BLOCK, block.content)
+            spans.append((slot, len(blocks) * BLOCK, len(stream.prompt)))
+        rows = [end - start for _, start, end in spans]
+        ids = np.array([t for s, (_, a, _) in zip(streams, spans, strict=True) for t in s.prompt[a:]], dtype=np.int64)
+        positions = np.concatenate([np.arange(a, b) for _, a, b in spans])
+        groups = grouped(versions[first:], rows)
+        hidden = transformer.forward(self.model, ids, positions, groups, self._cache.prefill(spans))
+        ends = np.cumsum(rows)
+        for slot, (stream, space) in enumerate(zip(streams, spaces, strict=True), first):
+            self.prefix.store(space, stream.prompt, self._cache, slot)
+            self.counts["prompt_tokens"] += len(stream.prompt)
+        out = self._sample(streams, transformer.logits(self.model, hidden[ends - 1]))
+        for emission, end, n in zip(out, ends, rows, strict=True):
+            if (top := emission.stream.params.prompt_logprobs) is not None and n > 1:
+                scores = transformer.log_softmax(transformer.logits(self.model, hidden[end - n : end - 1]))
+                emission.prompt_scored = score(scores, emission.stream.prompt[1:], top)
+        return out
+
+    def _sample(self, streams: Sequence[Stream], rows: F32) -> list[Emission]:
+        """logits [N, vocab] -> one emission per stream, its token appended."""
+        temperatures = [s.params.temperature for s in streams]
+        tokens = transformer.pick(rows, temperatures, [s.rng for s in streams])
+        out = []
+        for n, (stream, token) in enumerate(zip(streams, tokens, strict=True)):
+            stream.ids.append(token)
+            emission = Emission(stream, [token], usage=len(stream.ids))
+            if stream.params.logprobs is not None:
+                emission.scored = score(transformer.log_softmax(rows[n : n + 1]), [token], stream.params.logprobs)
+            out.append(emission)
+        return out
+
+    def _account(self, emission: Emission) -> None:
+        self.counts["generation_tokens"] += 1
+        emission.finish = self._finish(emission.stream)
+        if emission.finish:
+            self.counts[emission.finish] += 1
+
+    def _finish(self, stream: Stream) -> str | None:
+        if not stream.params.ignore_eos and stream.ids[-1] in self.model.config.eos:
+            return "stop"
+        return "length" if len(stream.ids) >= stream.params.max_tokens else None
+
+    def _leave(self, slot: int) -> None:
+        stream, last = self.running[slot], len(self.running) - 1
+        moved = self.running.pop()
+        if slot != last:
+            self._cache.move(last, slot, len(moved.prompt) + len(moved.ids))
+            self.running[slot] = moved
+        self.policy.leave(stream, self.running)
+
+
+def grouped(versions: Sequence[Version | None], rows: Sequence[int]) -> Groups:
+    """Which rows of the packed batch each version serves; stream i has `rows[i]` of them, in order."""
+    found: dict[int, tuple[Version, list[int]]] = {}
+    row = 0
+    for version, count in zip(versions, rows, strict=True):
+        if version is not None:
+            found.setdefault(id(version), (version, []))[1].extend(range(row, row + count))
+        row += count
+    return [(version, np.array(members, dtype=np.int64)) for version, members in found.values()]
+
+
+def score(rows: F32, tokens: Sequence[int], top: int) -> list[Scored]:
+    """Log probabilities [N, vocab] and the N tokens at them -> N scores with `top` alternatives (-1: all)."""
+    out = []
+    for row, token in zip(rows, tokens, strict=True):
+        count = len(row) if top < 0 else top
+        best = np.argpartition(-row, count)[:count] if 0 < count < len(row) else np.arange(len(row))[:count]
+        best = best[np.argsort(-row[best], kind="stable")]
+        value = row[token]
+        pairs = tuple((int(i), float(row[i])) for i in best)
+        out.append(Scored(token, float(value), int((row > value).sum()) + 1, pairs))
+    return out
+
+
+def _namespace(stream: Stream, version: Version | None) -> str:
+    return f"{version.sha if version else ''}:{stream.params.salt}"
