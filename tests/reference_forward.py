@@ -69,7 +69,8 @@ class Model:
 
     def rope(self, x: Array, at: Array) -> Array:
         half = self.head // 2
-        angle = at[..., None] * (self.c.get("rope_theta", 10000.0) ** (-np.arange(half) / half))
+        theta = self.c.get("rope_theta") or self.c["rope_parameters"]["rope_theta"]  # transformers 5 nests it
+        angle = at[..., None] * (theta ** (-np.arange(half) / half))
         cos, sin = np.cos(angle)[:, :, None], np.sin(angle)[:, :, None]
         return self.cast(
             np.concatenate([x[..., :half] * cos - x[..., half:] * sin, x[..., half:] * cos + x[..., :half] * sin], -1)
