@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 import orjson
@@ -132,3 +134,32 @@ def completion(ids: list[int]) -> bytes:
     """A whole right stream, one token a chunk."""
     events = [event([i]) for i in ids[:-1]] + [event(ids[-1:], "length")]
     return b"".join(events) + usage(len(ids)) + DONE
+
+
+@contextlib.contextmanager
+def serving(script: Script, keep: bool = False) -> Iterator[RawServer]:
+    """The server in a thread with a loop of its own, for tests that block."""
+    server = RawServer(script, keep)
+    ready, over = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        async with server.running():
+            ready.set()
+            await asyncio.to_thread(over.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield server
+    finally:
+        over.set()
+        thread.join(10)
+
+
+def until(condition: Callable[[], object], patience_s: float = 10.0) -> None:
+    """Wait for another process or thread to make `condition` true."""
+    end = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < end, "the condition never came true"
+        time.sleep(0.01)
