@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loadtest import errors
+
+if TYPE_CHECKING:
+    from loadtest.tools.remote import Remote
+    from loadtest.tools.shown import Shown
 
 # Modules are imported inside the commands: `loadtest --help` must not pay for numpy, aiohttp or locust.
 
@@ -86,9 +93,116 @@ def schema() -> int:
     return errors.EXIT_PASS
 
 
+def on_server(command: Callable[..., int]) -> Callable[..., int]:
+    """Options that say which server, how to reach it and how to answer; they arrive as `connection`."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Answer with JSON."),
+        click.option("--timeout", default=60.0, show_default=True, help="Seconds for one operation."),
+        click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the server's API key."),
+        click.option("--url", metavar="URL", help=TARGET_HELP),
+    ):
+        command = option(command)
+    return command
+
+
+def _server(url: str | None, api_key_env: str | None, timeout: float) -> Remote:
+    from loadtest.tools.remote import remote
+
+    return remote(url, key_env=api_key_env, timeout_s=timeout)
+
+
+def _show(shown: Shown, as_json: bool) -> int:
+    """Print a result for whoever reads: a script, a person at a terminal, a pipe."""
+    terminal = sys.stdout.isatty()
+    colour = terminal and "NO_COLOR" not in os.environ
+    width = max(shutil.get_terminal_size((118, 24)).columns, 60)
+    text = shown.as_json() if as_json else shown.as_text(terminal=terminal, colour=colour, width=width)
+    if text:
+        click.echo(text)
+    return shown.exit_code
+
+
 @cli.group()
 def adapters() -> None:
-    """Adapters on disk and on a server."""
+    """Adapters on disk and on a server.
+
+    Exit codes of load, unload and hotfix: 0 done, 1 refused, 2 nobody can say, 69 the server does not do such things.
+    """
+
+
+@adapters.command("list")
+@on_server
+def list_adapters(as_json: bool, **connection: Any) -> int:
+    """List the base models and adapters that a server serves."""
+    from loadtest.tools import adapters_cmd
+
+    return _show(adapters_cmd.list_models(_server(**connection)), as_json)
+
+
+@adapters.command()
+@click.argument("name")
+@click.argument("path")
+@click.option("--check/--no-check", default=True, help="Refuse a PATH that no engine would take.  [default: check]")
+@on_server
+def load(name: str, path: str, check: bool, as_json: bool, **connection: Any) -> int:
+    """Load the adapter folder PATH, as the server sees it, under NAME."""
+    from loadtest.tools import adapters_cmd
+
+    return _show(adapters_cmd.load(_server(**connection), name, path, check=check), as_json)
+
+
+@adapters.command()
+@click.argument("name")
+@on_server
+def unload(name: str, as_json: bool, **connection: Any) -> int:
+    """Take the adapter NAME out of service."""
+    from loadtest.tools import adapters_cmd
+
+    return _show(adapters_cmd.unload(_server(**connection), name), as_json)
+
+
+@adapters.command("hotfix")
+@click.argument("name")
+@click.argument("path")
+@click.option("--check/--no-check", default=True, help="Refuse a PATH that no engine would take.  [default: check]")
+@click.option("--watch", default=5.0, show_default=True, help="Seconds to look for a marker's new version.")
+@on_server
+def hotfix_adapter(name: str, path: str, check: bool, watch: float, as_json: bool, **connection: Any) -> int:
+    """Replace the adapter NAME in place by the folder PATH; says what it replaced and when a marker was first seen."""
+    from loadtest.tools import adapters_cmd
+
+    return _show(adapters_cmd.hotfix(_server(**connection), name, path, check=check, watch_s=watch), as_json)
+
+
+@adapters.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--max-rank", type=int, help="The server's --max-lora-rank.")
+@click.option("--base", type=click.Path(path_type=Path), help="Folder of the base model it is meant for.")
+@click.option("--json", "as_json", is_flag=True, help="Answer with JSON.")
+def inspect(path: Path, max_rank: int | None, base: Path | None, as_json: bool) -> int:
+    """Describe the adapter folder PATH, and give every reason an engine would refuse it (then exit code 1)."""
+    from loadtest.tools import adapters_cmd
+
+    return _show(adapters_cmd.inspect(path, max_rank=max_rank, base=base), as_json)
+
+
+@adapters.command()
+@click.argument("repos", nargs=-1, metavar="[REPO[@REVISION]]...")
+@click.option(
+    "--dest", type=click.Path(path_type=Path), default="downloads", show_default=True, help="Where they are kept."
+)
+@click.option("--json", "as_json", is_flag=True, help="Answer with JSON.")
+def fetch(repos: tuple[str, ...], dest: Path, as_json: bool) -> int:
+    """Download adapters from the Hugging Face hub; without names the sample adapter for Qwen2.5-0.5B.
+
+    The revision is pinned in DEST/adapters.lock.json. HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.
+    """
+    from loadtest.tools import adapters_cmd
+    from loadtest.tools.bars import downloads
+
+    with downloads() as progress:
+        shown = adapters_cmd.fetch(repos, dest, progress)
+    return _show(shown, as_json)
 
 
 @adapters.command()
@@ -104,6 +218,58 @@ def forge(out: Path, base: Path | None, **options: Any) -> int:
 
     for version, path, markers in target.forge(out, base, **options):
         click.echo(f"{version}\ttoken {markers}\t{path}")
+    return errors.EXIT_PASS
+
+
+@cli.group()
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default=".exp4", show_default=True, help="Where its state is kept."
+)
+@click.pass_context
+def exp4(context: click.Context, folder: Path) -> None:
+    """A server that stays up between commands: what make exp4-up, health, exp4-benchmark and exp4-down call."""
+    context.obj = folder
+
+
+def _progress(line: str) -> None:
+    click.echo(f"loadtest: {line}", err=True)
+
+
+@exp4.command()
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "docker", "vllm-cpu", "embedded"]),
+    default="auto",
+    show_default=True,
+    help="auto: containers where a Docker engine answers, else the managed vLLM, else the embedded server.",
+)
+@click.pass_obj
+def up(folder: Path, engine: str) -> int:
+    """Start the server, unless one is up, and wait until it answers."""
+    from loadtest.tools import exp4 as tool
+
+    click.echo(tool.up(folder, engine, _progress).url)
+    return errors.EXIT_PASS
+
+
+@exp4.command()
+@click.pass_obj
+def health(folder: Path) -> int:
+    """Ask the server whether it is well, and what it serves."""
+    from loadtest.tools import exp4 as tool
+
+    state, models = tool.health(folder)
+    click.echo(f"{state.engine} on {state.url} is healthy and serves {', '.join(models)}")
+    return errors.EXIT_PASS
+
+
+@exp4.command()
+@click.pass_obj
+def down(folder: Path) -> int:
+    """Stop what `up` started."""
+    from loadtest.tools import exp4 as tool
+
+    tool.down(folder, _progress)
     return errors.EXIT_PASS
 
 
