@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +236,37 @@ def test_unload_forgets_the_name_and_streams_finish(
     kit.finish()
     assert kit.sent(stream) == oracle(model, PROMPT, [versions[0]] * 6)
     assert kit.sent(again) == oracle(model, PROMPT, [versions[1]] * 6)
+
+
+@pytest.mark.parametrize("swap", ["pin", "switch", "sticky", "drain"])
+def test_a_stream_whose_name_is_unloaded_while_it_queues_is_still_served(
+    model: Model, paths: list[Path], versions: list[Version], swap: str
+) -> None:
+    kit = Kit(model, swap, limits=Limits(max_seqs=1))
+    kit.load("a", paths[0], inplace=False)
+    kit.submit("", PROMPT, 4)
+    queued = kit.submit("a", PROMPT, 4)
+    kit.steps(1)
+    kit.engine.unload("a")
+    kit.finish()
+    assert kit.sent(queued) == oracle(model, PROMPT, [versions[0]] * 4)
+
+
+def test_superseded_weights_are_let_go(model: Model, paths: list[Path]) -> None:
+    for swap in ("pin", "switch", "sticky", "drain"):
+        kit = Kit(model, swap)
+        seen = []
+        for i in range(12):
+            kit.load("a", paths[i % 4])
+            seen.append(weakref.ref(kit.engine.entries["a"].version))
+            kit.submit("a", PROMPT, 2)
+            kit.finish()
+            kit.got.clear()
+        gc.collect()
+        assert sum(ref() is not None for ref in seen) <= 5, swap
+        kit.engine.unload("a")
+        gc.collect()
+        assert sum(ref() is not None for ref in seen) == 0, swap
 
 
 def test_drain_waits_for_running_streams_and_queues_new_ones(

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from loadtest.server import transformer
-from loadtest.server.cache import BLOCK, Cache, PrefixCache
+from loadtest.server.cache import BLOCK, Cache, PrefixCache, block_bytes
 from loadtest.server.lora import BadAdapter, NoAdapter, Version, read_version
 from loadtest.server.plant import Faults
 from loadtest.server.policies import make
@@ -26,6 +26,7 @@ from loadtest.server.state import Emission, Entry, Refusal, Scored, Stream
 from loadtest.server.transformer import Groups
 from loadtest.server.weights import F32, Model
 
+REMEMBERED = 4  # entries per name kept for planted faults; each holds its weights
 Acked = Callable[[Refusal | None], None]
 
 
@@ -38,6 +39,7 @@ class Limits:
     max_rank: int = 64
     prefill_tokens: int = 2048  # prompt tokens computed in one step
     prefix_blocks: int = 4096
+    prefix_bytes: int = 256 * 2**20
 
 
 class Engine:
@@ -55,11 +57,11 @@ class Engine:
         self.faults = faults or Faults(())
         self.policy = make(swap, self.read)
         self.entries: dict[str, Entry] = {}
-        self.past: dict[int, list[Entry]] = {}  # all entries applied under an ident, oldest first
+        self.past: dict[int, deque[Entry]] = {}  # what was last applied under an ident, oldest first
         self.running: list[Stream] = []
         self.waiting: deque[Stream] = deque()
         self.counts: Counter[str] = Counter()
-        self.prefix = PrefixCache(limits.prefix_blocks)
+        self.prefix = PrefixCache(min(limits.prefix_blocks, limits.prefix_bytes // block_bytes(model.config)))
         self._cache = Cache(model.config)
         self._idents = itertools.count(1)
         self._held: deque[tuple[Entry, Acked]] = deque()  # loads that wait for a drain
@@ -119,14 +121,16 @@ class Engine:
     def put(self, entry: Entry) -> None:
         """As `apply`, without asking planted faults."""
         self.entries[entry.name] = entry
-        self.past.setdefault(entry.ident, []).append(entry)
+        self.past.setdefault(entry.ident, deque(maxlen=REMEMBERED)).append(entry)
         self.policy.loaded(entry, self.running)
 
     def unload(self, name: str) -> None:
         """Forget the name; its streams run on. Raises Refusal for an unknown one."""
         if name not in self.entries:
             raise Refusal(404, "NotFoundError", f"The lora adapter '{name}' cannot be found.")
-        del self.entries[name]
+        entry = self.entries.pop(name)
+        self.past.pop(entry.ident)
+        self.policy.unloaded(entry, self.running)
 
     def _busy(self, name: str) -> bool:
         return any(s.adapter == name for s in self.running)

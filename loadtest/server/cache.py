@@ -92,6 +92,11 @@ class Cache:
                 array[slot, :, start : start + BLOCK] = layer
 
 
+def block_bytes(config: Config) -> int:
+    """Memory of one cached block."""
+    return 2 * config.layers * config.kv_heads * BLOCK * config.head_dim * 4
+
+
 def _grown(have: int, want: int) -> int:
     while have < want:
         have *= 2

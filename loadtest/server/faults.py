@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -23,7 +24,7 @@ class Host(Protocol):
     """What a fault may touch of the engine."""
 
     entries: dict[str, Entry]
-    past: dict[int, list[Entry]]
+    past: dict[int, deque[Entry]]
     now_ns: Callable[[], int]
 
     def read(self, path: str, limited: bool = True) -> Version:
@@ -100,13 +101,12 @@ def _next(host: Host, stream: Stream) -> Entry | None:
     """The entry applied right after the stream's own, if any."""
     if stream.entry is None:
         return None
-    past = host.past[stream.entry.ident]
-    later = [e for e in past if e.at_ns > stream.entry.at_ns]
+    later = [e for e in host.past.get(stream.entry.ident, ()) if e.at_ns > stream.entry.at_ns]
     return later[0] if later else None
 
 
 def _previous(host: Host, entry: Entry | None) -> Entry | None:
-    earlier = [e for e in host.past[entry.ident] if e.at_ns < entry.at_ns] if entry else []
+    earlier = [e for e in host.past.get(entry.ident, ()) if e.at_ns < entry.at_ns] if entry else []
     return earlier[-1] if earlier else None
 
 
@@ -177,13 +177,14 @@ class Prophetic(Fault):
 
     path: str = ""
     _version: Version | None = field(init=False, default=None)
+    _known: bool = field(init=False, default=False)
+
+    def loaded(self, host: Host, entry: Entry, before: Entry | None) -> None:
+        self._version = self._version or host.read(self.path)
+        self._known |= entry.version is not None and entry.version.sha == self._version.sha
 
     def admit(self, host: Host, stream: Stream) -> None:
-        if stream.entry is None or not self.concerns(stream.adapter):
-            return
-        self._version = self._version or host.read(self.path)
-        known = {e.version.sha for e in host.past[stream.entry.ident] if e.version}
-        if self._version.sha not in known and self.hit():
+        if self.concerns(stream.adapter) and not self._known and self.hit():
             stream.marks[id(self)] = True
 
     def serve(self, host: Host, stream: Stream, version: Version | None) -> Version | None:

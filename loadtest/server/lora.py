@@ -46,7 +46,7 @@ class BadAdapter(Exception):
     """The folder is there and cannot be served; the message is vLLM's where vLLM has one."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Version:
     """One content of an adapter in memory; compared by identity, told apart by `sha`."""
 

@@ -82,7 +82,7 @@ def _problems(n: int, item: dict[str, object]) -> list[str]:
 
 
 class Faults:
-    """All planted faults as one; with none planted every hook is a test of an empty list."""
+    """All planted faults as one: each hook of Fault, asked of all of them in the order they were planted."""
 
     def __init__(self, planted: Sequence[Fault]) -> None:
         self.planted = tuple(planted)
@@ -94,40 +94,49 @@ class Faults:
         return [x for x in self.planted if getattr(type(x), hook) is not getattr(Fault, hook)]
 
     def refused(self, host: Host, name: str, path: str) -> None:
+        """A load has been refused."""
         for fault in self.planted:
             fault.refused(host, name, path)
 
     def loading(self, host: Host, entry: Entry, before: Entry | None) -> Entry:
+        """What is applied instead of `entry`."""
         for fault in self.planted:
             entry = fault.loading(host, entry, before)
         return entry
 
     def loaded(self, host: Host, entry: Entry, before: Entry | None) -> None:
+        """`entry` has been applied in place of `before`."""
         for fault in self.planted:
             fault.loaded(host, entry, before)
 
     def tick(self, host: Host) -> None:
+        """A step begins."""
         for fault in self.planted:
             fault.tick(host)
 
     def admit(self, host: Host, stream: Stream) -> None:
+        """A stream enters the batch."""
         for fault in self.planted:
             fault.admit(host, stream)
 
     def serve(self, host: Host, running: Sequence[Stream], versions: list[Version | None]) -> list[Version | None]:
+        """The version for the next token of each running stream."""
         for fault in self._serving:
             versions = [fault.serve(host, s, v) for s, v in zip(running, versions, strict=True)]
         return versions
 
     def paused(self, stream: Stream, now: int) -> bool:
+        """Does the stream sit out this step?"""
         return any(fault.paused(stream, now) for fault in self._pausing)
 
     def namespace(self, stream: Stream, space: str) -> str:
+        """The prefix cache's namespace for the stream."""
         for fault in self.planted:
             space = fault.namespace(stream, space)
         return space
 
     def emit(self, emissions: list[Emission]) -> list[Emission]:
+        """Tokens are about to leave."""
         for fault in self._emitting:
             for emission in emissions:
                 fault.emit(emission)

@@ -22,6 +22,9 @@ class Pin:
     def loaded(self, entry: Entry, running: Sequence[Stream]) -> None:
         """`entry` has been applied."""
 
+    def unloaded(self, entry: Entry, running: Sequence[Stream]) -> None:
+        """The name of `entry` has been forgotten; its streams run on."""
+
     def admit(self, stream: Stream, entries: Entries) -> None:
         """`stream` enters the batch; its `entry` is the one of its arrival."""
         stream.entry = entries.get(stream.adapter, stream.entry)  # unloaded meanwhile: what it arrived with
@@ -62,20 +65,35 @@ class Sticky(Pin):
         self._read = read
         self._slots: dict[int, Version | None] = {}
         self._carried: dict[int, Entry] = {}
+        self._gone: set[int] = set()  # unloaded, with streams still running
 
     def loaded(self, entry: Entry, running: Sequence[Stream]) -> None:
         self._slots[entry.ident] = entry.version
 
-    def admit(self, stream: Stream, entries: Entries) -> None:
-        if stream.entry is not None:
-            self._carried[stream.entry.ident] = stream.entry
+    def unloaded(self, entry: Entry, running: Sequence[Stream]) -> None:
+        self._gone.add(entry.ident)
+        self._tidy(entry.ident, running)
 
-    def leave(self, stream: Stream, running: Sequence[Stream]) -> None:
+    def admit(self, stream: Stream, entries: Entries) -> None:
         if stream.entry is None:
             return
         ident = stream.entry.ident
-        if not any(s.entry is not None and s.entry.ident == ident for s in running):
-            self._carried.pop(ident, None)
+        self._carried[ident] = stream.entry
+        if ident not in self._slots:  # unloaded while it queued
+            self._slots[ident] = stream.entry.version
+            self._gone.add(ident)
+
+    def leave(self, stream: Stream, running: Sequence[Stream]) -> None:
+        if stream.entry is not None:
+            self._tidy(stream.entry.ident, running)
+
+    def _tidy(self, ident: int, running: Sequence[Stream]) -> None:
+        if any(s.entry is not None and s.entry.ident == ident for s in running):
+            return
+        self._carried.pop(ident, None)
+        if ident in self._gone:
+            self._gone.discard(ident)
+            self._slots.pop(ident, None)
 
     def serve(self, running: Sequence[Stream]) -> list[Version | None]:
         for ident, entry in self._carried.items():
