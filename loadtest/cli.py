@@ -14,12 +14,13 @@ import click
 from loadtest import errors
 
 if TYPE_CHECKING:
+    from loadtest.tools import bench_cmd
     from loadtest.tools.remote import Remote
     from loadtest.tools.shown import Shown
 
 # Modules are imported inside the commands: `loadtest --help` must not pay for numpy, aiohttp or locust.
 
-TARGET_HELP = "Server under test (http://host:port); also LOADTEST_TARGET."
+TARGET_HELP = "Server (http://host:port); also LOADTEST_TARGET; else the one that make exp4-up started."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -221,6 +222,35 @@ def forge(out: Path, base: Path | None, **options: Any) -> int:
     return errors.EXIT_PASS
 
 
+@cli.command()
+@click.option("--url", metavar="URL", help=f"{TARGET_HELP} Without one an embedded server is started.")
+@click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the server's API key.")
+@click.option("--timeout", default=60.0, show_default=True, help="Seconds for one operation.")
+@click.option("--base", type=click.Path(path_type=Path), help="Folder of the server's base model, if it does not tell.")
+@click.option("--adapters-dir", metavar="LOCAL[:SERVER]", help="Where adapters are written, and where it reads them.")
+@click.option("--ranks", default="8,16,32,64", show_default=True)
+@click.option("--repeat", default=20, show_default=True, type=click.IntRange(1), help="Samples of each figure.")
+@click.option("--streams", default=4, show_default=True, type=click.IntRange(0), help="Users under load; 0: idle only.")
+@click.option("--size", type=click.Choice(["tiny", "wide"]), default="wide", show_default=True, help="Embedded base.")
+@click.option("--out", type=click.Path(path_type=Path), help="The JSON document.  [default: results/bench-TIME.json]")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON document instead of the table.")
+def bench(ranks: str, repeat: int, streams: int, timeout: float, as_json: bool, **given: Any) -> int:
+    """Measure loading, unloading and replacing adapters: by rank, idle and under load. Exit code 2: not all of it."""
+    from loadtest.tools import bench as tool
+    from loadtest.tools import bench_cmd
+
+    settings = tool.Settings(bench_cmd.ranks(ranks), repeat, streams)
+    return _bench(bench_cmd.Options(settings, timeout_s=timeout, **given), as_json)
+
+
+def _bench(options: bench_cmd.Options, as_json: bool) -> int:
+    from loadtest.tools import bars, bench_cmd
+
+    with bars.steps(options.settings.rounds, "benchmark") as step:
+        shown = bench_cmd.run(options, step, _progress)
+    return _show(shown, as_json)
+
+
 @cli.group()
 @click.option(
     "--folder", type=click.Path(path_type=Path), default=".exp4", show_default=True, help="Where its state is kept."
@@ -261,6 +291,23 @@ def health(folder: Path) -> int:
     state, models = tool.health(folder)
     click.echo(f"{state.engine} on {state.url} is healthy and serves {', '.join(models)}")
     return errors.EXIT_PASS
+
+
+@exp4.command()
+@click.option("--ranks", default="8,16,32,64", show_default=True)
+@click.option("--repeat", default=20, show_default=True, type=click.IntRange(1), help="Samples of each figure.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON document instead of the table.")
+@click.pass_obj
+def benchmark(folder: Path, ranks: str, repeat: int, as_json: bool) -> int:
+    """`loadtest bench` on the server that is up."""
+    from loadtest.tools import bench as tool
+    from loadtest.tools import bench_cmd
+    from loadtest.tools import exp4 as kept
+
+    settings = tool.Settings(bench_cmd.ranks(ranks), repeat)
+    state = kept.for_benchmark(folder, _progress)
+    adapters_dir = state.adapters or None
+    return _bench(bench_cmd.Options(settings, state.url, base=Path(state.base), adapters_dir=adapters_dir), as_json)
 
 
 @exp4.command()

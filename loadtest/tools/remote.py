@@ -33,7 +33,7 @@ def remote(url: str | None, *, key_env: str | None = None, timeout_s: float = 60
     """The server that `url` names, else LOADTEST_TARGET, else what `make exp4-up` started. Raises UsageError."""
     from loadtest.target import public_url
 
-    found = url or os.environ.get(ENVIRONMENT) or _kept()
+    found = named(url)
     if not found:
         raise UsageError("no server is named", remedy=f"give --url http://HOST:PORT or set {ENVIRONMENT}")
     try:
@@ -49,6 +49,11 @@ def remote(url: str | None, *, key_env: str | None = None, timeout_s: float = 60
             raise UsageError(f"--api-key-env names {key_env}, which is not set", remedy="export it")
         headers["Authorization"] = f"Bearer {os.environ[key_env]}"
     return Remote(public, headers, timeout_s)
+
+
+def named(url: str | None) -> str:
+    """The URL that `remote` will take, "" when there is none."""
+    return url or os.environ.get(ENVIRONMENT) or _kept()
 
 
 def _kept() -> str:
