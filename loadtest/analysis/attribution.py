@@ -1,0 +1,259 @@
+"""Which content emitted each token, and when nobody can say.
+
+1. A token id that is a marker of exactly one content names that content. Any other id is *plain*. Text-only streams
+   and ids that several contents mark are unknown. Nothing is ever guessed from text, timing or majority.
+2. A plain token in an adapter's stream is noise up to a rate of DRIFT. What noise at that rate cannot explain is
+   `fallback`: RUN plain tokens in a row (0.02^8 = 2.6e-14), or a whole stream of at least WHOLE (6.4e-11).
+   Where a load of unknown content may be in service, plain tokens say nothing.
+3. Noise can also hit a marker. In an adapter whose streams hold plain tokens outside fallbacks, and in a stream that
+   holds a fallback, a run shorter than SUPPORT of one content is noise (three in a row: under 1e-11). Without any
+   plain token, one marker token is evidence. Hence a tear within SUPPORT - 1 tokens of an end may stay unknown.
+4. The base may emit a marker by itself. In base streams a content counts as a leak when one stream holds so many of
+   its tokens that BASE_RATE explains them with probability under BASE_ERROR, while the content may be loaded, and
+   when no content that is *not* loaded hits base streams like that (a base that loops on a marker).
+
+`Attribution` is what the guarantees see; another way to know a token's content (an exact reference, teacher-forced
+margins) only has to fill `code`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from loadtest.analysis.stats import binomial_tail
+from loadtest.analysis.timeline import BASE, NEVER, Contents, Lookup
+from loadtest.history import I32, I64, Bool, History
+
+PLAIN, UNKNOWN = -1, -2
+
+DRIFT = 2e-2  # guessed from above: forged markers missed 0 of 40,543 tokens on bf16, weak ones 5e-4 to 4e-2
+RUN = 8
+WHOLE = 6
+SUPPORT = 3
+BASE_RATE = 1e-3  # five times what a base with random weights showed (3 of 16,384)
+BASE_ERROR = 1e-9
+LOOPING = 10  # base streams that must be hit by a loaded content for each one hit by a content that is not loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Maximal runs of informative tokens with one content, in (stream, position) order; noise in between is skipped."""
+
+    stream: I64  # [R] index into the stream table
+    content: I32  # [R] content code
+    first: I64  # [R] index into History.ids of the first token
+    last: I64  # [R] of the last
+    count: I64  # [R] informative tokens
+    begin: I64  # [R] arrival of the first, ns
+    until: I64  # [R] arrival of the last, ns
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def pick(self, which: npt.NDArray[np.bool_] | I64) -> Runs:
+        """The rows a mask or an index names."""
+        return Runs(
+            self.stream[which],
+            self.content[which],
+            self.first[which],
+            self.last[which],
+            self.count[which],
+            self.begin[which],
+            self.until[which],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """What each stream's tokens say about where they came from."""
+
+    code: I32  # [T] content code, PLAIN or UNKNOWN
+    runs: Runs  # of adapters' streams: any content; of base streams: leaks only
+    fallback: Runs  # plain runs that only the base explains; content is PLAIN
+    own: Bool  # [R] the run's content belongs to the stream's adapter
+    judged: Bool  # [S] at least one token is informative (or the stream is a judged base stream)
+    method: dict[str, str]  # adapter -> "marker" | "mixed" | "none" | "base"
+    informative: int  # tokens in `runs` and `fallback`, and of judged base streams
+    plain: dict[str, int]  # adapter -> plain tokens outside fallbacks: the noise
+
+
+def adapter_codes(history: History, contents: Contents) -> I32:
+    """Each stream's adapter as a code into `contents.adapters`: [S]."""
+    codes = np.array([contents.adapters.index(a) for a in history.streams.adapters], np.int32)
+    return codes[history.streams.adapter] if len(history.streams) else np.empty(0, np.int32)
+
+
+def token_codes(history: History, contents: Contents) -> I32:
+    """Content of every token by its marker: [T]."""
+    code = {key: i for i, key in enumerate(contents.labels)}
+    pairs = sorted({(t, code[v.adapter, v.version]) for v in history.versions if v.adapter != BASE for t in v.markers})
+    top = max((t for t, _ in pairs), default=-1) + 1
+    table = np.full(top + 1, PLAIN, np.int32)
+    for token, content in pairs:
+        table[token] = content if table[token] == PLAIN else UNKNOWN
+    ids = history.ids
+    known = (ids >= 0) & (ids < top)
+    codes: I32 = table[np.where(known, ids, top)]
+    text = np.repeat(history.streams.text_only, history.streams.tokens)
+    codes[text] = UNKNOWN
+    return codes
+
+
+def attribute(history: History, look: Lookup) -> Attribution:
+    """Attribute every token by rules 1 to 4."""
+    contents = look.line.contents
+    code = token_codes(history, contents)
+    owner = adapter_codes(history, contents)
+    stream = np.repeat(np.arange(len(history.streams), dtype=np.int32), history.streams.tokens)
+    base = contents.adapters.index(BASE)
+    methods = _methods(contents, len(contents.adapters))
+    marked = np.array([m in ("marker", "mixed") for m in methods], bool)
+    fallback, plain = _plain(history, look, (code, stream, owner), marked)
+    runs = _runs(history, code, stream, code >= 0)
+    in_base = owner[runs.stream] == base
+    leaks = _base_leaks(history, look, runs.pick(in_base))
+    noisy = (plain > 0)[owner]
+    noisy[fallback.stream] = True
+    rest = _denoise(runs.pick(~in_base), noisy)
+    runs = _sorted(_concatenate(rest, leaks))
+    own = contents.adapter[runs.content] == owner[runs.stream]
+    judged = np.zeros(len(history.streams), bool)
+    judged[runs.stream], judged[fallback.stream] = True, True
+    judged |= (owner == base) & ~history.streams.text_only & (history.streams.tokens > 0) & bool(contents.marked.any())
+    base_tokens = int(history.streams.tokens[judged & (owner == base)].sum())
+    informative = int(rest.count.sum() + fallback.count.sum()) + base_tokens
+    names = contents.adapters
+    return Attribution(
+        code,
+        runs,
+        fallback,
+        own,
+        judged,
+        dict(zip(names, methods, strict=True)),
+        informative,
+        {name: int(plain[i]) for i, name in enumerate(names) if marked[i]},
+    )
+
+
+def _methods(contents: Contents, adapters: int) -> list[str]:
+    out = []
+    for a in range(adapters):
+        marks = contents.marked[contents.adapter == a]
+        if contents.adapters[a] == BASE:
+            out.append("base")
+        else:
+            out.append("none" if not marks.any() else "marker" if marks.all() else "mixed")
+    return out
+
+
+def _runs(history: History, code: I32, stream: I32, which: Bool) -> Runs:
+    """Runs of equal content among the tokens of a mask."""
+    at = np.flatnonzero(which)
+    if not len(at):
+        return _none()
+    s, c = stream[at], code[at]
+    starts = np.flatnonzero(np.concatenate([[True], (s[1:] != s[:-1]) | (c[1:] != c[:-1])]))
+    ends = np.append(starts[1:], len(at))
+    first, last = at[starts], at[ends - 1]
+    return Runs(s[starts].astype(np.int64), c[starts], first, last, ends - starts, history.at[first], history.at[last])
+
+
+def _none() -> Runs:
+    e = np.empty(0, np.int64)
+    return Runs(e, np.empty(0, np.int32), e, e, e, e, e)
+
+
+def _concatenate(a: Runs, b: Runs) -> Runs:
+    return Runs(
+        np.concatenate([a.stream, b.stream]),
+        np.concatenate([a.content, b.content]),
+        np.concatenate([a.first, b.first]),
+        np.concatenate([a.last, b.last]),
+        np.concatenate([a.count, b.count]),
+        np.concatenate([a.begin, b.begin]),
+        np.concatenate([a.until, b.until]),
+    )
+
+
+def _sorted(runs: Runs) -> Runs:
+    return runs.pick(np.argsort(runs.first, kind="stable").astype(np.int64))
+
+
+def _plain(history: History, look: Lookup, tokens: tuple[I32, I32, I32], marked: Bool) -> tuple[Runs, I64]:
+    """(fallback runs, [A] plain tokens outside of them) in the streams of adapters with markers."""
+    code, stream, owner = tokens
+    plain = (code == PLAIN) & marked[owner][stream]
+    at = np.flatnonzero(plain)
+    noise = np.zeros(len(marked), np.int64)
+    if not len(at):
+        return _none(), noise
+    s = stream[at]
+    starts = np.flatnonzero(np.concatenate([[True], (s[1:] != s[:-1]) | (at[1:] != at[:-1] + 1)]))
+    ends = np.append(starts[1:], len(at))
+    count, own = ends - starts, s[starts].astype(np.int64)
+    first, last = at[starts], at[ends - 1]
+    alone = (count == history.streams.tokens[own]) & (count >= WHOLE)
+    explained = look.line.unknown_from[owner[own]] <= history.at[last] + look.line.epsilon
+    base = ((count >= RUN) | alone) & ~explained
+    np.add.at(noise, owner[own[~base & ~explained]], count[~base & ~explained])
+    runs = Runs(own, np.full(len(own), PLAIN, np.int32), first, last, count, history.at[first], history.at[last])
+    return runs.pick(base), noise
+
+
+def _denoise(runs: Runs, noisy: Bool) -> Runs:
+    """Drop runs that noise explains, then join what they separated."""
+    kept = runs.pick(~noisy[runs.stream] | (runs.count >= SUPPORT))
+    if len(kept) == len(runs) or not len(kept):
+        return kept
+    fresh = (kept.stream[1:] != kept.stream[:-1]) | (kept.content[1:] != kept.content[:-1])
+    starts = np.flatnonzero(np.concatenate([[True], fresh]))
+    ends = np.append(starts[1:], len(kept)) - 1
+    return Runs(
+        kept.stream[starts],
+        kept.content[starts],
+        kept.first[starts],
+        kept.last[ends],
+        np.add.reduceat(kept.count, starts),
+        kept.begin[starts],
+        kept.until[ends],
+    )
+
+
+def _base_leaks(history: History, look: Lookup, runs: Runs) -> Runs:
+    """Rule 4: for each (base stream, content) with too many markers for chance, one run from first to last."""
+    if not len(runs):
+        return runs
+    order = np.lexsort((runs.first, runs.content, runs.stream))
+    r = runs.pick(order.astype(np.int64))
+    starts = np.flatnonzero(
+        np.concatenate([[True], (r.stream[1:] != r.stream[:-1]) | (r.content[1:] != r.content[:-1])])
+    )
+    ends = np.append(starts[1:], len(r)) - 1
+    total = np.add.reduceat(r.count, starts)
+    both = Runs(
+        r.stream[starts], r.content[starts], r.first[starts], r.last[ends], total, r.begin[starts], r.until[ends]
+    )
+    lengths = history.streams.tokens[both.stream]
+    need = {int(n): _chance_limit(int(n)) for n in np.unique(lengths)}
+    hit = both.pick(both.count >= np.array([need[int(n)] for n in lengths], np.int64))
+    loaded = look.newest(hit.content, hit.until) >= 0
+    if int(loaded.sum()) <= LOOPING * int((~loaded).sum()):
+        return _none()
+    return hit.pick(loaded)
+
+
+def _chance_limit(n: int) -> int:
+    """Fewest tokens of one content among n that BASE_RATE explains with probability under BASE_ERROR."""
+    x = 1
+    while binomial_tail(x, n, BASE_RATE) >= BASE_ERROR:
+        x += 1
+    return x
+
+
+def never_loaded(look: Lookup, content: I32) -> Bool:
+    """No load of the content that may have applied, at any time: [n]."""
+    missing: Bool = look.first_start[content] == NEVER
+    return missing

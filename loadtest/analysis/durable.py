@@ -1,0 +1,193 @@
+"""durable: an acked load becomes visible and stays so; a refused load changes nothing. Judged per load.
+
+Window of load k: the streams sent after k was acked and before the next operation on the adapter that was not refused
+was invoked. A stream is *older* when every token's loads all ended before k began, *newer* otherwise (so an `info`
+load that overwrites k accuses nobody). At least MIN_STREAMS informative streams must lie in a window for it to count.
+
+1. lost: k is ok, no stream of its window is newer, and no token of its content was read since k was invoked, until the
+   next load of that content.
+2. reverted: newer streams, then only older ones up to the window's end, so many that the share of older ones among
+   the streams sent in between (plus one of each kind) explains them with probability under REVERT_ERROR. A server of
+   which one replica lags mixes old and new all the time: that is stale, not reverted.
+3. wiped: after a refused load, streams are rejected as unknown (HTTP 400, 404) or served by the base, at least two
+   and from the first of them on all of them, while in the window before the refused load one was served. A reload
+   that was refused after its unload succeeded has removed the adapter by itself; that is not counted here
+   (`complete` counts the streams).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from loadtest.analysis.case import MAX_WITNESSES, Case, Finding, Witness, told
+from loadtest.analysis.stats import clopper_pearson, none_seen
+from loadtest.analysis.timeline import BAD, NEVER
+from loadtest.analysis.versions import own_runs
+from loadtest.history import FAIL, I32, I64, OK, Bool, Op
+
+MIN_STREAMS = 3  # guessed: fewer could all be unlucky in how they were scheduled
+REVERT_ERROR = 1e-6
+UNKNOWN_MODEL = (400, 404)
+
+
+@dataclass(frozen=True, slots=True)
+class _Adapter:
+    """One adapter's streams in order of sending, [n], and its operations."""
+
+    name: str
+    ops: tuple[Op, ...]
+    rows: I64  # index into the stream table
+    sent: I64
+    end: I64  # latest end among all candidates of all tokens; -NEVER when the stream says nothing
+    served: Bool  # completed, or said something
+    gone: Bool  # rejected as unknown, or served by the base
+    run_content: I32  # runs of this adapter
+    run_begin: I64
+    run_until: I64
+
+
+@dataclass(frozen=True, slots=True)
+class _Charge:
+    """One accusation."""
+
+    op: Op
+    kind: str
+    stream: int  # row of the stream that shows it
+    words: str
+
+
+def durable(case: Case) -> Finding:
+    """Rules 1 to 3 above."""
+    charges: list[_Charge] = []
+    judged = 0
+    for adapter in sorted({op.adapter for op in case.history.ops}):
+        view = _view(case, adapter)
+        for i, op in enumerate(view.ops):
+            verdict = _judge(case, view, i, op)
+            judged += verdict is not None
+            charges += [verdict] if verdict is not None and verdict.kind else []
+    charges.sort(key=lambda c: (c.op.invoked, c.op.name))
+    n = len(charges)
+    kinds = {k: sum(c.kind == k for c in charges) for k in sorted({c.kind for c in charges})}
+    return Finding(
+        "durable",
+        n,
+        judged,
+        clopper_pearson(n, judged) if n else (0.0, none_seen(judged)),
+        kinds,
+        tuple(_witnesses(case, charges)),
+        "" if judged else f"no load was followed by {MIN_STREAMS} streams that show a version",
+        "loads",
+        np.zeros(len(case.history.streams), bool),
+    )
+
+
+def _view(case: Case, adapter: str) -> _Adapter:
+    table = case.history.streams
+    code = case.look.line.contents.adapters.index(adapter)
+    rows = np.flatnonzero(case.owner == code).astype(np.int64)
+    runs = own_runs(case)
+    runs = runs.pick(case.owner[runs.stream] == code)
+    end = np.full(len(table), -NEVER, np.int64)
+    np.maximum.at(end, runs.stream, case.look.latest(runs.content, runs.begin))
+    base = np.zeros(len(table), bool)
+    base[case.attribution.fallback.stream] = True
+    unknown = (table.outcome == FAIL) & np.isin(table.status, UNKNOWN_MODEL)
+    served = (table.outcome == OK) & ~base | (end > -NEVER)
+    return _Adapter(
+        adapter,
+        tuple(op for op in case.history.ops if op.adapter == adapter),
+        rows,
+        table.sent[rows],
+        end[rows],
+        served[rows],
+        (unknown | base)[rows],
+        runs.content,
+        runs.begin,
+        runs.until,
+    )
+
+
+def _judge(case: Case, view: _Adapter, i: int, op: Op) -> _Charge | None:
+    """None when the load cannot be judged; a charge of kind "" when it is innocent."""
+    if op.mode == "unload" or op.outcome == "info" or op.acked == 0:
+        return None
+    later = [o.invoked for o in view.ops[i + 1 :] if o.outcome != "fail"]
+    a = int(np.searchsorted(view.sent, op.acked + case.epsilon, side="right"))
+    b = int(np.searchsorted(view.sent, min(later, default=NEVER) - case.epsilon, side="left"))
+    if op.outcome == "fail":
+        return _wiped(case, view, i, slice(a, b))
+    if op.version.startswith(BAD):
+        return None
+    return _kept(case, view, op, slice(a, b))
+
+
+def _kept(case: Case, view: _Adapter, op: Op, window: slice) -> _Charge | None:
+    """lost, reverted or innocent."""
+    end = view.end[window]
+    known = end > -NEVER
+    rows, newer = view.rows[window][known], (end + case.epsilon >= op.invoked)[known]
+    if len(rows) < MIN_STREAMS:
+        return None
+    if not newer.any():
+        seen = _content_seen(case, view, op)
+        words = f"none of the {len(rows)} streams sent between its ack and the next load shows {op.version}"
+        return _Charge(op, "" if seen else "lost", int(rows[0]), words)
+    first, last = int(np.argmax(newer)), len(newer) - 1 - int(np.argmax(newer[::-1]))
+    after = len(newer) - 1 - last
+    between = newer[first : last + 1]
+    share = (int((~between).sum()) + 1) / (len(between) + 2)
+    if after < MIN_STREAMS or share**after >= REVERT_ERROR:
+        return _Charge(op, "", -1, "")
+    name = case.history.streams.name
+    words = (
+        f"stream {name[rows[last]]} still shows {op.version} or newer, all {after} streams from {name[rows[last + 1]]} "
+        f"on show only older versions"
+    )
+    return _Charge(op, "reverted", int(rows[last + 1]), words)
+
+
+def _content_seen(case: Case, view: _Adapter, op: Op) -> bool:
+    """Was a token of the load's content read since the load was invoked, and before it was loaded again?"""
+    again = [o.invoked for o in view.ops if o.version == op.version and o.invoked > op.invoked]
+    code = case.look.line.contents.labels.index((op.adapter, op.version))
+    mine = (view.run_content == code) & (view.run_until >= op.invoked) & (view.run_begin <= min(again, default=NEVER))
+    return bool(mine.any())
+
+
+def _wiped(case: Case, view: _Adapter, i: int, window: slice) -> _Charge | None:
+    op = view.ops[i]
+    if op.mode == "reload" and op.gone:
+        return None
+    gone, served = view.gone[window], view.served[window]
+    told_something = gone | served
+    if int(told_something.sum()) < 2:
+        return None
+    since = max((o.acked for o in view.ops[:i] if o.outcome == "ok"), default=0)
+    before = view.served[(view.sent > since) & (view.sent < op.invoked)]
+    first = int(np.argmax(gone)) if gone.any() else 0
+    # A stream may show the old version before the base takes over, so `gone` outweighs `served`.
+    wiped = before.any() and int(gone.sum()) >= 2 and not (served & ~gone)[first:].any()
+    row = int(view.rows[window][first])
+    words = f"before it the adapter was served, after it {int(gone.sum())} streams found no adapter"
+    return _Charge(op, "wiped" if wiped else "", row, words)
+
+
+def _witnesses(case: Case, charges: list[_Charge]) -> Iterator[Witness]:
+    table = case.history.streams
+    for c in charges[:MAX_WITNESSES]:
+        at = int(table.sent[c.stream])
+        yield Witness(
+            "durable",
+            c.kind,
+            f"{told(case, c.op, at)} stream {table.name[c.stream]} was sent, is {c.kind}: {c.words}",
+            table.name[c.stream],
+            c.op.adapter,
+            c.op.name,
+            (c.op.version,),
+            at_ns=at,
+            at_ms=case.ms(at),
+        )

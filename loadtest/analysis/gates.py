@@ -1,0 +1,129 @@
+"""Gates: conditions without which a run proves nothing. A failed gate turns PASS into UNKNOWN, never into FAIL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from loadtest.analysis.attribution import DRIFT
+from loadtest.analysis.case import Case, overlapping
+from loadtest.analysis.isolated import bystander_names, bystanders
+from loadtest.analysis.ledger import Ledger
+from loadtest.analysis.stats import F64
+from loadtest.analysis.timeline import clock_domains
+from loadtest.history import OK
+
+LAG_LIMIT_MS = 10.0
+ATTRIBUTABLE = 0.5
+IN_ORDER = ("complete", "run_time")
+LAG_SHARE = 0.9  # of the time in swap windows within which the lag limit must hold: one collection pause is no verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One condition. `value` and `limit` in the unit that `because` names."""
+
+    name: str
+    ok: bool
+    value: float
+    limit: float
+    because: str
+
+
+def gates(case: Case, book: Ledger, min_swaps: int) -> tuple[Gate, ...]:
+    """All gates, in the order in which they should be read."""
+    return (*_coverage(case, book, min_swaps), *_client(case), *_record(case))
+
+
+def _coverage(case: Case, book: Ledger, min_swaps: int) -> Iterator[Gate]:
+    real = np.array([a == "real" for a in case.swaps.arms], bool) & (case.swaps.outcome == OK)
+    exposed = int((real & (book.attributable > 0)).sum())
+    words = f"{exposed} real swaps were acked ok with an attributable stream in flight, {min_swaps} are required"
+    yield Gate("exposed_swaps", exposed >= min_swaps, exposed, min_swaps, words)
+    across = int((real & (book.across > 0)).sum())
+    words = f"{across} real swaps had an attributable stream that lived across them, {min_swaps} are required"
+    yield Gate("overlap", across >= min_swaps, across, min_swaps, words)
+    met = np.zeros(len(case.owner), bool)
+    for adapter in np.unique(case.swaps.adapter):
+        met |= (case.owner == adapter) & overlapping(case, int(adapter))
+    share = float(case.attribution.judged[met].mean()) if met.any() else 0.0
+    words = f"{100 * share:.0f} % of {int(met.sum())} exposed streams are attributable, 50 % are required"
+    yield Gate("attributable", share >= ATTRIBUTABLE, share, ATTRIBUTABLE, words)
+    yield from _bystanders(case)
+    yield _noise(case)
+    bad = np.array([a == "bad" for a in case.swaps.arms], bool)
+    if bad.any():
+        taken = int((bad & (case.swaps.outcome == OK)).sum())
+        words = f"{taken} of {int(bad.sum())} loads that must be refused were accepted; what they serve is unknown"
+        yield Gate("bad_refused", taken == 0, taken, 0, words)
+
+
+def _bystanders(case: Case) -> Iterator[Gate]:
+    names = bystander_names(case)
+    if not names:
+        return
+    met, table = bystanders(case) & overlapping(case), case.history.streams
+    idle = [n for n in names if n not in table.adapters or not (met & (table.adapter == table.adapters.index(n))).any()]
+    words = f"bystanders without a stream during a swap: {', '.join(idle)}" if idle else f"{len(names)} had streams"
+    yield Gate("bystanders", not idle, len(idle), 0, words)
+
+
+def _noise(case: Case) -> Gate:
+    """More plain tokens than the fallback test assumes would make its error probabilities wrong."""
+    plain, informative = sum(case.attribution.plain.values()), case.attribution.informative
+    share = plain / (plain + informative) if plain else 0.0
+    words = f"{100 * share:.2f} % of the tokens of marker adapters are no marker, {100 * DRIFT:g} % are tolerated"
+    return Gate("noise", share <= DRIFT, share, DRIFT, words)
+
+
+def _client(case: Case) -> Iterator[Gate]:
+    lag = _lag(case)
+    if lag is None:
+        yield Gate("client_lag", False, 0, LAG_LIMIT_MS, "the client's event loop lag during swaps was not recorded")
+    else:
+        words = f"event loop lag p99 in swap windows: {lag:.1f} ms, at most {LAG_LIMIT_MS:g} ms"
+        yield Gate("client_lag", lag <= LAG_LIMIT_MS, lag, LAG_LIMIT_MS, words)
+    dropped = max((h.dropped for h in case.history.health), default=0)
+    yield Gate("dropped", dropped == 0, dropped, 0, f"{dropped} records could not be written")
+
+
+def _lag(case: Case) -> float | None:
+    """The lag p99 that LAG_SHARE of the client's intervals around swaps stay within; None without an interval."""
+    swaps = case.swaps
+    values = [
+        h.lag_p99_ms
+        for h in case.history.health
+        if len(swaps) and ((swaps.invoked <= h.at_ns) & (swaps.end >= h.from_ns)).any()
+    ]
+    if not values and not len(swaps):
+        values = [h.lag_p99_ms for h in case.history.health]
+    pooled: F64 = np.array(values, np.float64)
+    return float(np.quantile(pooled, LAG_SHARE, method="inverted_cdf")) if len(pooled) else None
+
+
+def _record(case: Case) -> Iterator[Gate]:
+    history = case.history
+    domains = len(clock_domains(history))
+    words = f"{domains} clock domains: times of different machines do not compare" if domains != 1 else "one clock"
+    yield Gate("clock", domains == 1, domains, 1, words)
+    ended = {e.reason for e in history.ends}
+    open_files = max(len(history.runs) - len(history.ends), 0)
+    good = open_files == 0 and bool(ended) and ended <= set(IN_ORDER)
+    how = ", ".join(sorted(ended - set(IN_ORDER))) or f"{open_files} of {len(history.runs)} files have no end"
+    words = "the run ended in order" if good else f"the run did not end in order: {how}"
+    yield Gate("closed", good, open_files, 0, words)
+    died = [e.detail or e.what for e in history.events if e.what == "target_died"]
+    gone = bool(died) or "target_died" in ended
+    words = f"the target died: {' '.join(died[:1])}" if gone else "the target stayed up"
+    yield Gate("target_alive", not gone, len(died), 0, words)
+    stalled = sum(history.streams.reasons[i] in ("stalled", "unfinished") for i in history.streams.reason.tolist())
+    share = stalled / len(history.streams) if len(history.streams) else 0.0
+    yield Gate("stalled", stalled == 0, share, 0, f"{stalled} streams stalled or were never seen to end")
+    lost = len(history.problems)
+    words = f"{lost} problems reading the history, first: {history.problems[0]}" if lost else "every line was readable"
+    yield Gate("readable", lost == 0, lost, 0, words)
+    refused = [op.name for op in history.ops if op.by == "setup" and op.outcome != "ok"]
+    words = f"setup loads that were not acked: {', '.join(refused[:5])}" if refused else "every adapter was set up"
+    yield Gate("setup", not refused, len(refused), 0, words)
