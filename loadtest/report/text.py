@@ -62,12 +62,16 @@ def percent(pair: object) -> str:
 
 def headline(verdict: Doc) -> str:
     """The verdict in one sentence."""
-    held = verdict.get("level_held") or "no level"
-    required = verdict.get("required_level")
-    broken = [n for n, g in verdict.get("guarantees", {}).items() if g.get("status") == "FAIL" and g.get("required")]
+    held = clean(verdict.get("level_held") or "no level", 40)
+    required = clean(verdict.get("required_level") or "no level", 40)
+    broken = [
+        clean(n, 40)
+        for n, g in verdict.get("guarantees", {}).items()
+        if g.get("status") == "FAIL" and g.get("required")
+    ]
     status = verdict["status"]
     if status == "FAIL":
-        budgets = [n for n, b in verdict.get("budgets", {}).items() if b.get("status") == "FAIL"]
+        budgets = [clean(n, 40) for n, b in verdict.get("budgets", {}).items() if b.get("status") == "FAIL"]
         what = ", ".join([*broken, *budgets]) or "a requirement"
         return f"FAIL: {required} is required, {what} broken; what held: {held}."
     if status == "UNKNOWN":
@@ -89,7 +93,7 @@ def guarantee_rows(verdict: Doc) -> list[tuple[str, ...]]:
     """Name, status, violations, exposed, 95 % interval of the rate, because."""
     return [
         (
-            name + ("" if g.get("required") else " (not required)"),
+            clean(name, 40) + ("" if g.get("required") else " (not required)"),
             g["status"],
             number(g.get("violations")),
             number(g.get("exposed")),
@@ -111,7 +115,7 @@ def latency_rows(verdict: Doc) -> list[tuple[str, ...]]:
 
 def stream_line(verdict: Doc) -> str:
     """Counts that add up: attempted = ok + fail + info."""
-    s = verdict["streams"]
+    s = {"attempted": 0, "ok": 0, "fail": 0, "info": 0, **(verdict.get("streams") or {})}
     reasons = ", ".join(f"{n} {k}" for k, n in sorted(s.get("by_reason", {}).items()) if n)
     tail = f" ({reasons})" if reasons else ""
     return f"{s['attempted']:,} streams: {s['ok']:,} ok, {s['fail']:,} fail, {s['info']:,} info{tail}"
@@ -119,7 +123,7 @@ def stream_line(verdict: Doc) -> str:
 
 def swap_line(verdict: Doc) -> str:
     """Swaps by outcome and arm."""
-    s = verdict["swaps"]
+    s = {"ok": 0, "fail": 0, "info": 0, **(verdict.get("swaps") or {})}
     arms = ", ".join(f"{a}: {_arm(c)}" for a, c in s.get("by_arm", {}).items() if a)
     return f"{s['ok']} ok, {s['fail']} fail, {s['info']} info" + (f" ({arms})" if arms else "")
 
@@ -154,6 +158,8 @@ def hangover_line(verdict: Doc) -> str:
     """ITL after the last swap over ITL before the first."""
     h = verdict.get("hangover") or {}
     if not isinstance(h, Mapping) or h.get("ratio") is None:
-        return "hangover: not measured (it needs traffic before the first and after the last swap)"
+        told = h.get("because") if isinstance(h, Mapping) else ""
+        why = clean(told or "it needs traffic before the first and after the last swap")
+        return f"hangover: not measured ({why})"
     before, after = number(h.get("before_ms")), number(h.get("after_ms"), "ms")
     return f"hangover: {number(h['ratio'])} {interval(h.get('interval'))} (ITL {before} → {after})"
