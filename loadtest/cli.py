@@ -15,6 +15,7 @@ from loadtest import errors
 
 if TYPE_CHECKING:
     from loadtest.tools import bench_cmd
+    from loadtest.tools.hotfix_report import Result
     from loadtest.tools.remote import Remote
     from loadtest.tools.shown import Shown
 
@@ -112,7 +113,7 @@ def _server(url: str | None, api_key_env: str | None, timeout: float) -> Remote:
     return remote(url, key_env=api_key_env, timeout_s=timeout)
 
 
-def _show(shown: Shown, as_json: bool) -> int:
+def _show(shown: Shown | Result, as_json: bool) -> int:
     """Print a result for whoever reads: a script, a person at a terminal, a pipe."""
     terminal = sys.stdout.isatty()
     colour = terminal and "NO_COLOR" not in os.environ
@@ -220,6 +221,37 @@ def forge(out: Path, base: Path | None, **options: Any) -> int:
     for version, path, markers in target.forge(out, base, **options):
         click.echo(f"{version}\ttoken {markers}\t{path}")
     return errors.EXIT_PASS
+
+
+@cli.command()
+@click.option("--url", metavar="URL", help=f"{TARGET_HELP} Without one an embedded server is started.")
+@click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the server's API key.")
+@click.option("--adapter", default="", metavar="NAME", help="What is hotfixed.  [default: tenant-a, forged markers]")
+@click.option("--to", type=click.Path(path_type=Path), help="Folder of its new version.")
+@click.option(
+    "--from", "origin", type=click.Path(path_type=Path), help="Folder of its old one, if the server's is not here."
+)
+@click.option("--base", type=click.Path(path_type=Path), help="Folder of the server's base model, if it does not tell.")
+@click.option("--adapters-dir", metavar="LOCAL[:SERVER]", help="Where adapters are written, and where it reads them.")
+@click.option(
+    "--swap",
+    type=click.Choice(["pin", "switch", "sticky", "drain"]),
+    default="pin",
+    show_default=True,
+    help="How the embedded server swaps.",
+)
+@click.option("--streams", default=6, show_default=True, type=click.IntRange(1, 64), help="Users.")
+@click.option("--swaps", default=3, show_default=True, type=click.IntRange(1, 1000))
+@click.option("--level", default="stream-atomic", show_default=True, help="What must hold.")
+@click.option("--seed", type=int, help="Of prompts, lengths and swap times.")
+@click.option("--results", type=click.Path(path_type=Path), help="Folder that receives the run's folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON instead of the picture.")
+def hotfix(url: str | None, as_json: bool, **given: Any) -> int:
+    """Replace an adapter while a few streams run: did they complete, with which version, and how long did it take?"""
+    from loadtest.tools import hotfix as tool
+    from loadtest.tools.remote import named
+
+    return _show(tool.run(tool.Options(url=named(url), **given), _progress), as_json)
 
 
 @cli.command()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from loadtest.errors import UsageError
 from loadtest.tools import bench, bench_report
@@ -30,7 +31,7 @@ class Options:
     timeout_s: float = 60.0
     base: Path | None = None
     adapters_dir: str | None = None  # LOCAL[:SERVER]
-    size: str = "wide"  # of the embedded server's base, when one is started
+    size: Literal["tiny", "wide"] = "wide"  # of the embedded server's base, when one is started
     out: Path | None = None  # the JSON document; default results/bench-<time>.json
 
 
@@ -66,7 +67,8 @@ def _server(options: Options, scratch: Path, say: Say) -> Iterator[tuple[Remote,
 
     top = next(rank for rank in SERVED if rank >= max(options.settings.ranks))
     scratch.mkdir(parents=True)
-    target = open_target(Spec(url="embedded", size=options.size, max_loras=8, max_lora_rank=top), scratch, say)
+    spec = Spec(url="embedded", size=options.size, step_ms=0.0, max_loras=8, max_lora_rank=top)
+    target = open_target(spec, scratch, say)
     try:
         yield Remote(target.url, timeout_s=options.timeout_s), target.base
     finally:

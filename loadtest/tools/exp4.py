@@ -247,8 +247,8 @@ def _up_kept(folder: Path, engine: str, say: Say) -> State:
             if (state := keeper.load(folder)) is not None:
                 return state
             time.sleep(0.1)
-    words = log.read_text(encoding="utf-8", errors="replace").strip()
-    raise TargetError(f"{engine} did not start: {words or f'status {process.returncode}'}")
+    words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    raise TargetError(f"{engine} did not start: {words[-1] if words else f'status {process.returncode}'}")
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def keep(folder: Path, engine: str) -> int:
         door.bind(os.path.relpath(folder / CONTROL))
         door.listen()
         door.settimeout(_POLL_S)
-        spec = Spec(managed=Managed(engine=engine)) if engine != "embedded" else Spec(url="embedded")
+        spec = Spec(managed=Managed(engine="vllm-cpu")) if engine == "vllm-cpu" else Spec(url="embedded")
         target = open_target(spec, folder, _say)
         try:
             save(folder, State(engine, target.url, str(target.base or "")))
