@@ -15,7 +15,7 @@ import asyncio
 import errno
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,10 +23,14 @@ import aiohttp
 
 from loadtest.records import Record, Send, Stream
 from loadtest.traffic.ask import Ask as Ask
+from loadtest.traffic.capture import ChunkError, Reads, StampedRequest, TooLarge, tapping
 from loadtest.traffic.decode import Ending, Exchange, decode
 from loadtest.traffic.words import Redactor
 
 NS = 1_000_000_000
+# Below uvicorn's 5 s: a request never meets a connection that the server is about to close, which would look as if
+# the server had refused it.
+KEEPALIVE_S = 3.0
 _JSON = {"Content-Type": "application/json", "Accept": "text/event-stream", "Accept-Encoding": "identity"}
 # Errors that say the tester's machine, not the server, is out of something.
 _OUR_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
@@ -59,37 +63,6 @@ class Options:
     model_base: str = "base"  # the name the server knows the base model by
     limits: Limits = field(default_factory=Limits)
     redact: Redactor = field(default_factory=Redactor)
-
-
-class _TooLarge(Exception):
-    """The body outgrew `kept_bytes`."""
-
-
-class _Expired(Exception):
-    """A deadline passed; the message says which."""
-
-
-class Reads:
-    """The raw reads of one response, stamped on arrival; the one place that knows how they are captured."""
-
-    __slots__ = ("_limit", "_now_ns", "_size", "kept", "last_ns")
-
-    def __init__(self, limit: int, now_ns: Callable[[], int]) -> None:
-        self.kept: list[tuple[int, bytes]] = []
-        self.last_ns = now_ns()
-        self._size = 0
-        self._limit = limit
-        self._now_ns = now_ns
-
-    async def capture(self, response: aiohttp.ClientResponse) -> None:
-        """Read to the end of the body. Raises aiohttp's errors, and _TooLarge."""
-        now_ns, kept = self._now_ns, self.kept
-        async for chunk in response.content.iter_any():
-            self.last_ns = now_ns()
-            kept.append((self.last_ns, chunk))
-            self._size += len(chunk)
-            if self._size > self._limit:
-                raise _TooLarge(f"the body is longer than {self._limit} bytes")
 
 
 class _Watch:
@@ -209,24 +182,38 @@ class StreamClient:
             state.ending = "stalled"
             connect = f"no connection within {self._options.limits.connect_s:g} s"
             state.words = watch.words or (connect if isinstance(e, aiohttp.ServerTimeoutError) else str(e))
-        except (aiohttp.ClientError, OSError, ValueError, _TooLarge) as e:
+        except (aiohttp.ClientError, OSError, ValueError) as e:
             state.ending, state.words = _ending_of(e, state.status != 0)
         finally:
             watch.stop()
 
     async def _exchange(self, body: bytes, reads: Reads, state: _State) -> None:
-        request = self._session.post(self._url, data=body, headers=_JSON, allow_redirects=False)
-        async with request as response:
-            state.head_ns = reads.last_ns = self._now_ns()
+        with tapping(reads):
+            response = await self._session.post(self._url, data=body, headers=_JSON, allow_redirects=False)
+        try:
+            state.head_ns = reads.head_ns or self._now_ns()
+            reads.last_ns = max(reads.last_ns, state.head_ns)
             state.content_type = response.headers.get("Content-Type", "")
             coding = response.headers.get("Transfer-Encoding", "")
             state.framed = "chunked" in coding.lower() or "Content-Length" in response.headers
             state.status = response.status
-            try:
-                await reads.capture(response)
-            except BaseException:
-                response.close()  # the connection is not to be used again, and the server shall see it end
-                raise
+            await reads.capture(response)
+        except BaseException:
+            response.close()  # the connection is not to be used again, and the server shall see it end
+            raise
+        response.release()
+
+
+def open_session(headers: Mapping[str, str], connect_s: float) -> aiohttp.ClientSession:
+    """A session without limits, sum time-outs, cookies or proxies, whose reads are stamped. Needs a running loop."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=300),
+        headers=headers,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        request_class=StampedRequest,
+        trust_env=False,
+    )
 
 
 def _ending_of(error: Exception, has_head: bool) -> tuple[Ending, str]:
@@ -235,7 +222,7 @@ def _ending_of(error: Exception, has_head: bool) -> tuple[Ending, str]:
     number = getattr(error, "errno", None)
     if number in _OUR_SHORTAGE:
         return "cancelled", f"the tester's own machine is short: {words}"
-    if isinstance(error, _TooLarge):
+    if isinstance(error, TooLarge | ChunkError):
         return "protocol", str(error)
     if _is_garbled(error):
         return "protocol", words

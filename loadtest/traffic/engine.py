@@ -36,7 +36,7 @@ from loadtest import records
 from loadtest.errors import EXIT_INTERNAL, LoadtestError
 from loadtest.journal import Journal
 from loadtest.traffic.admin import Admin
-from loadtest.traffic.client import Limits, Options, StreamClient
+from loadtest.traffic.client import Limits, Options, StreamClient, open_session
 from loadtest.traffic.director import Director, Emit
 from loadtest.traffic.ipc import FrameError, Message, Unframer, frame
 from loadtest.traffic.pulse import Pulse
@@ -49,9 +49,6 @@ if TYPE_CHECKING:
 ROLLBACK_S = 60.0
 LAST_ROLLBACK_S = 2.0
 PARENT_POLL_S = 0.5
-# Below uvicorn's 5 s: a request never meets a connection that the server is about to close, which would look as if
-# the server had refused it.
-KEEPALIVE_S = 3.0
 READ_SIZE = 262_144
 
 
@@ -300,17 +297,6 @@ async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
         task.cancel()
     if waiting:
         await asyncio.wait(waiting)
-
-
-def open_session(headers: dict[str, str], connect_s: float) -> aiohttp.ClientSession:
-    """A session without limits, sum time-outs, cookies, proxies or redirects of its own. Needs a running loop."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=300),
-        headers=headers,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=False,
-    )
 
 
 def boot_id() -> str:

@@ -99,7 +99,7 @@ class _Waiter:
 
 
 class EngineHandle:
-    """An engine process of our own. `on_message` gets what nobody here waits for; `on_death` a death not asked for."""
+    """An engine process of our own. `on_message` gets news that nobody waits for; `on_death` a death not asked for."""
 
     def __init__(
         self,
@@ -285,11 +285,12 @@ class EngineHandle:
         op = message["op"]
         if op == "error":
             self._last_error = str(message.get("message", ""))
-        if op == "result":
-            waiter = self._streams.pop(message.get("id", 0), None)
-        else:
-            key = f"{op} {message['id']}" if op == "hotfix_done" else op
-            waiter = self._replies.get(key)
+        if op == "result" and message["id"]:
+            waiter = self._streams.pop(message["id"], None)
+            if waiter is not None:  # None: nobody waits for a cancelled stream any more
+                waiter.wake(message)
+            return
+        waiter = self._replies.get(f"{op} {message['id']}" if op == "hotfix_done" else op)
         if waiter is not None:
             waiter.wake(message)
         if waiter is None or op == "play_done":

@@ -1,0 +1,258 @@
+"""Raw reads of a streamed body, stamped where they enter the process and not when a task gets to run.
+
+How it works: `StampedRequest` puts a `Tap` between the transport and aiohttp's protocol before the request leaves. The
+tap hands aiohttp everything but the body of a chunked event stream: that it stamps, undoes the chunks of, and keeps.
+At the body's end it hands aiohttp an empty last chunk, so that the connection goes back to the pool, and steps aside.
+The task that waits for the stream wakes once. Only public names of asyncio and aiohttp are used.
+
+Rules
+1. The end of a chunked body is where its framing says; payload bytes that look like a last chunk are payload.
+2. Broken framing ends the stream at once, with ChunkError; aiohttp would wait for the connection to end.
+3. Any other answer (an error, a body with a length, a compressed one, HTTP/1.0) goes to aiohttp, and `Reads.capture`
+   reads it from there: correct too, only stamped later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+
+import aiohttp
+from aiohttp.connector import Connection
+
+MAX_HEAD = 64 * 1024
+MAX_LINE = 4096  # of a chunk's size with extensions, or of a trailer
+MAX_TRAILERS = 64 * 1024
+
+LAST_CHUNK = b"0\r\n\r\n"
+_SIZE = re.compile(rb"[0-9A-Fa-f]{1,12}[ \t]*(;.*)?", re.DOTALL)
+
+
+class ChunkError(ValueError):
+    """The body breaks the chunked transfer coding."""
+
+
+class TooLarge(ValueError):
+    """The body outgrew what may be kept."""
+
+
+class Dechunker:
+    """RFC 9112, section 7.1: transfer coding in, payload out; `done` at the last chunk, `rest` is what follows it."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.rest = b""
+        self._pending = b""  # an incomplete line
+        self._left = 0  # payload bytes missing of the current chunk
+        self._expect = self._size  # what comes when nothing is missing
+        self._trailers = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """The payload in `data`. Raises ChunkError."""
+        if self._pending:
+            data = self._pending + data
+        out: list[bytes] = []
+        at, end = 0, len(data)
+        while at < end and not self.done:
+            if self._left:
+                piece = data[at : at + self._left]
+                out.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                continue
+            line_end = data.find(b"\r\n", at)
+            if line_end < 0:
+                break
+            self._expect(data[at:line_end])
+            at = line_end + 2
+        self._pending = data[at:]
+        if self.done:
+            self.rest, self._pending = self._pending, b""
+        elif len(self._pending) > MAX_LINE or (self._expect == self._close and self._pending not in (b"", b"\r")):
+            raise ChunkError(f"no line end where one is due: {self._pending[:20]!r}")
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    def _size(self, line: bytes) -> None:
+        if _SIZE.fullmatch(line) is None:
+            raise ChunkError(f"{line[:20]!r} is no chunk size")
+        self._left = int(line.partition(b";")[0], 16)
+        self._expect = self._close if self._left else self._trailer
+
+    def _close(self, line: bytes) -> None:
+        if line:
+            raise ChunkError(f"a chunk is longer than its size says: {line[:20]!r}")
+        self._expect = self._size
+
+    def _trailer(self, line: bytes) -> None:
+        self._trailers += len(line) + 2
+        if self._trailers > MAX_TRAILERS:
+            raise ChunkError(f"trailers of more than {MAX_TRAILERS} bytes")
+        self.done = not line
+
+
+class Reads:
+    """The reads of one response: (stamp in ns, payload), in order."""
+
+    def __init__(self, limit: int, now_ns: Callable[[], int]) -> None:
+        """At most `limit` bytes are kept."""
+        self.kept: list[tuple[int, bytes]] = []
+        self.head_ns = 0  # 0: no tap has seen a head
+        self.last_ns = now_ns()  # last sign of life, at first the start
+        self.now_ns = now_ns
+        self._limit = limit
+        self._size = 0
+        self._over = False
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def add(self, stamp: int, payload: bytes) -> None:
+        """Keep one read. Raises TooLarge."""
+        self.last_ns = stamp
+        self._size += len(payload)
+        if self._size > self._limit:
+            raise TooLarge(f"the body is longer than {self._limit} bytes")
+        self.kept.append((stamp, payload))
+
+    def end(self, error: Exception | None = None) -> None:
+        """The body is over; the first call counts."""
+        if self._over:
+            return
+        self._over, self._error = True, error
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def capture(self, response: aiohttp.ClientResponse) -> None:
+        """Wait for the end of the body, or read it. Raises what ended it early."""
+        if not self.head_ns:
+            async for chunk in response.content.iter_any():
+                self.add(self.now_ns(), chunk)
+            return
+        if not self._over:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self._error is not None:
+            raise self._error
+
+
+class Tap(asyncio.Protocol):
+    """Between a transport and aiohttp's protocol for the length of one response."""
+
+    def __init__(self, inner: asyncio.Protocol, transport: asyncio.Transport, reads: Reads) -> None:
+        self._inner = inner
+        self._transport = transport
+        self._reads = reads
+        self._head = b""
+        self._chunks: Dechunker | None = None
+        self._receive: Callable[[bytes], None] = self._in_head
+
+    def data_received(self, data: bytes) -> None:
+        """From the transport."""
+        self._receive(data)
+
+    def eof_received(self) -> bool | None:
+        """From the transport."""
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        """From the transport."""
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """From the transport."""
+        self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """From the transport."""
+        if self._chunks is not None:
+            words = f"connection lost: {exc}" if exc else "connection closed inside a chunk-coded body"
+            self._reads.end(ConnectionResetError(words))
+        self._inner.connection_lost(exc)
+
+    def _in_head(self, data: bytes) -> None:
+        stamp = self._reads.now_ns()
+        self._head += data
+        end = self._head.find(b"\r\n\r\n") + 4
+        if end < 4:
+            if len(self._head) > MAX_HEAD:
+                self._receive = self._inner.data_received
+            self._inner.data_received(data)
+            return
+        head, rest = self._head[:end], self._head[end:]
+        self._head = b""
+        if head[8:10] == b" 1":  # an interim response: the head proper follows
+            self._inner.data_received(data[: len(data) - len(rest)])
+            if rest:
+                self._in_head(rest)
+        elif _is_chunked_sse(head):
+            self._reads.head_ns = self._reads.last_ns = stamp
+            self._chunks = Dechunker()
+            self._receive = self._in_body
+            self._inner.data_received(data[: len(data) - len(rest)])
+            if rest:
+                self._in_body(rest)
+        else:
+            self._receive = self._inner.data_received
+            self._inner.data_received(data)
+
+    def _in_body(self, data: bytes) -> None:
+        stamp = self._reads.now_ns()
+        chunks = self._chunks
+        assert chunks is not None
+        try:
+            payload = chunks.feed(data)
+            if payload:
+                self._reads.add(stamp, payload)
+        except (ChunkError, TooLarge) as e:
+            self._receive = _drop
+            self._reads.end(e)
+            self._transport.abort()
+            return
+        if chunks.done:
+            self._receive = self._inner.data_received
+            self._inner.data_received(LAST_CHUNK + chunks.rest)
+            if not self._transport.is_closing():
+                self._transport.set_protocol(self._inner)
+            self._reads.end()
+
+
+def _drop(data: bytes) -> None:
+    """What comes after broken framing means nothing."""
+
+
+def _is_chunked_sse(head: bytes) -> bool:
+    """Whether a response head announces a body that the tap can take: 200, HTTP/1.1, chunked SSE, not compressed."""
+    lines = head.lower().split(b"\r\n")
+    if not lines[0].startswith(b"http/1.1 200"):
+        return False
+    fields = [(name.strip(), value.strip()) for name, _, value in (line.partition(b":") for line in lines[1:])]
+    codings = [value for name, value in fields if name == b"transfer-encoding"]
+    types = [value for name, value in fields if name == b"content-type"]
+    others = {name for name, _ in fields} & {b"content-length", b"content-encoding"}
+    return codings == [b"chunked"] and not others and len(types) == 1 and types[0].startswith(b"text/event-stream")
+
+
+_READS: ContextVar[Reads | None] = ContextVar("reads", default=None)
+
+
+class StampedRequest(aiohttp.ClientRequest):
+    """A request whose response is tapped when `tapping` is in force; the session's `request_class`."""
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        """Called by aiohttp with the connection, before any byte of the request is written."""
+        reads, transport, protocol = _READS.get(), conn.transport, conn.protocol
+        if reads is not None and transport is not None and protocol is not None:
+            transport.set_protocol(Tap(protocol, transport, reads))
+        return await super().send(conn)
+
+
+@contextlib.contextmanager
+def tapping(reads: Reads) -> Iterator[None]:
+    """The requests that this task sends meanwhile are tapped into `reads`."""
+    token = _READS.set(reads)
+    try:
+        yield
+    finally:
+        _READS.reset(token)

@@ -1,0 +1,139 @@
+"""The chunked coding undone as it arrives, and taps over both kinds of loop."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+
+import pytest
+import uvloop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rawserver import CHUNKED, DONE, LAST_CHUNK, Call, RawServer, completion, event, usage
+
+from loadtest.traffic.capture import ChunkError, Dechunker, Reads, TooLarge, tapping
+from loadtest.traffic.client import open_session
+
+parts = st.lists(st.binary(min_size=1, max_size=30) | st.sampled_from([b"0\r\n\r\n", b"\r\n", b"5\r\n"]), max_size=8)
+
+
+def encode(payloads: list[bytes], extension: bytes = b"", trailers: bytes = b"") -> bytes:
+    chunks = b"".join(b"%X%s\r\n%s\r\n" % (len(p), extension, p) for p in payloads)
+    return chunks + b"0" + extension + b"\r\n" + trailers + b"\r\n"
+
+
+def feed(data: bytes, cuts: list[int]) -> Dechunker:
+    dechunker = Dechunker()
+    places = [0, *sorted(c % (len(data) + 1) for c in cuts), len(data)]
+    dechunker.payload = b"".join(dechunker.feed(data[a:b]) for a, b in itertools.pairwise(places))
+    return dechunker
+
+
+@given(
+    parts,
+    st.lists(st.integers(0, 300), max_size=10),
+    st.sampled_from([b"", b";a=b", b" ;x"]),
+    st.sampled_from([b"", b"A: b\r\nC: d\r\n"]),
+)
+@settings(max_examples=500, deadline=None)
+def test_any_split_gives_the_payload(payloads: list[bytes], cuts: list[int], extension: bytes, trailers: bytes) -> None:
+    found = feed(encode(payloads, extension, trailers), cuts)
+    assert found.done
+    assert found.payload == b"".join(payloads)
+    assert found.rest == b""
+
+
+@given(parts)
+@settings(max_examples=100, deadline=None)
+def test_bytes_one_by_one_and_no_end_before_the_end(payloads: list[bytes]) -> None:
+    data = encode(payloads)
+    dechunker = Dechunker()
+    for i in range(len(data) - 1):
+        dechunker.feed(data[i : i + 1])
+        assert not dechunker.done
+    dechunker.feed(data[-1:])
+    assert dechunker.done
+
+
+@given(st.binary(max_size=60), st.integers(0, 60))
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_end_in_payload_or_chunk_error(data: bytes, cut: int) -> None:
+    def outcome(cuts: list[int]) -> object:
+        try:
+            found = feed(data, cuts)
+        except ChunkError:
+            return "error"
+        return found.payload, found.done
+
+    assert outcome([]) == outcome([cut])
+
+
+@pytest.mark.parametrize(
+    "data", [b"zz\r\n", b"-1\r\n", b"0x4\r\nabcd\r\n", b"\r\n", b"4\r\nabcde\r\n", b"f" * 20 + b"\r\n", b"1" * 5000]
+)
+def test_broken_codings(data: bytes) -> None:
+    with pytest.raises(ChunkError):
+        Dechunker().feed(data)
+
+
+def test_endless_trailers_are_refused() -> None:
+    with pytest.raises(ChunkError, match="trailers"):
+        Dechunker().feed(b"0\r\n" + b"A: b\r\n" * 20_000)
+
+
+def test_bytes_after_the_end_are_kept_apart() -> None:
+    found = feed(b"1\r\nx\r\n" + LAST_CHUNK + b"HTTP/1.1", [])
+    assert (found.payload, found.rest) == (b"x", b"HTTP/1.1")
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_stamps_are_those_of_the_reads(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def script(call: Call) -> None:
+        await call.send(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + CHUNKED[:20])
+        await asyncio.sleep(0.02)
+        await call.send(CHUNKED[20:])
+        for i in range(5):
+            await asyncio.sleep(0.01)
+            await call.chunk(event([i]))
+        await call.chunk(usage(5) + DONE)
+        await call.send(LAST_CHUNK)
+
+    async def main() -> None:
+        async with RawServer(script, keep=True).running() as server, open_session({}, 5) as session:
+            for _ in range(2):
+                ticks = itertools.count(1)
+                reads = Reads(1 << 20, lambda ticks=ticks: next(ticks))
+                with tapping(reads):
+                    response = await session.post(server.url)
+                await reads.capture(response)
+                assert b"".join(d for _, d in reads.kept) == b"".join(event([i]) for i in range(5)) + usage(5) + DONE
+                stamps = [t for t, _ in reads.kept]
+                assert len(stamps) >= 3  # the usage chunk may share a read
+                assert stamps == sorted(set(stamps))
+                assert 0 < reads.head_ns < stamps[0]
+            assert server.connections == 1
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_body_over_the_limit_ends_the_connection(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def script(call: Call) -> None:
+        await call.send(CHUNKED)
+        while not call.reader.at_eof():
+            await call.chunk(completion([1, 2]))
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        async with RawServer(script).running() as server, open_session({}, 5) as session:
+            reads = Reads(100_000, lambda: 7)
+            with tapping(reads):
+                response = await session.post(server.url)
+            with pytest.raises(TooLarge, match="longer than 100000 bytes"):
+                await reads.capture(response)
+            response.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())
