@@ -119,16 +119,7 @@ def _verdict(verdict: Doc, title: str) -> dict[str, Any]:
         ],
         "hangover": text.hangover_line(safe),
         "client": text.client_line(safe),
-        "gates": [
-            (
-                g.get("name", ""),
-                g.get("status", ""),
-                text.number(g.get("value")),
-                text.number(g.get("limit")),
-                _because(g),
-            )
-            for g in verdict.get("gates") or []
-        ],
+        "gates": [("not met", _gates(verdict, met=False)), ("passed", _gates(verdict, met=True))],
         "streams_line": text.stream_line(safe),
         "swaps_line": text.swap_line(safe),
         "marks": text.MARKS,
@@ -161,6 +152,19 @@ def _effect(verdict: Doc) -> str:
         return f"{alone} (median; there was no sham arm to compare with)."
     sham, both = text.number(e.get("sham"), "ms"), text.number(e["real_minus_sham"], "ms")
     return f"{alone}; a sham swap: {sham}; real − sham: {both} {text.interval(e.get('interval'))}."
+
+
+def _gates(verdict: Doc, *, met: bool) -> list[tuple[str, ...]]:
+    return [
+        (
+            str(g.get("name", "")),
+            str(g.get("status", "")),
+            *(text.number(g.get(k)) for k in ("value", "limit")),
+            _because(g),
+        )
+        for g in verdict.get("gates") or []
+        if (g.get("status") == "ok") == met
+    ]
 
 
 def _because(doc: Doc) -> str:

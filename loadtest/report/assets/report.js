@@ -14,8 +14,8 @@
   const HUES = 7;
   const HEAD = 46, FOOT = 24, GROUP = 18, PAD = 6;
   const OUTCOMES = ["ok", "fail", "info"];
-  const WHY = { 1: "failed", 2: "undecided", 4: "named by a witness", 8: "two versions", 16: "another adapter's token",
-    32: "stale" };
+  const WHY = { 1: "failed", 2: "undecided", 4: "named by a witness", 8: "two versions", 32: "stale",
+    16: "another adapter's token" };
 
   const streams = data.streams.map((row) => {
     const [name, adapter, sent, first, last, ended, outcome, reason, tokens, why, detail, flat] = row;
@@ -74,9 +74,9 @@
       s.lane = lane;
     }
     const total = lanes.reduce((sum, l) => sum + l.length, 0);
-    const row = Math.max(4, Math.min(18, Math.floor(480 / Math.max(total, 1)))) * view.tall;
-    let y = HEAD + PAD;
+    const row = Math.max(.75, Math.min(18, Math.floor(2200 / Math.max(total, 1)) / 4)) * view.tall; // fits a screen
     const groups = [];
+    let y = HEAD + PAD;
     lanes.forEach((l, adapter) => {
       if (!l.length) return;
       groups.push({ adapter, y, lanes: l.length });
@@ -91,7 +91,7 @@
     const style = getComputedStyle(document.documentElement);
     const get = (name) => style.getPropertyValue("--" + name).trim();
     colours = { hues: Array.from({ length: HUES }, (_, i) => get("v" + i)) };
-    for (const n of ["bg", "fg", "quiet", "line", "none", "base", "window", "shade", "fail", "unknown", "link"]) colours[n] = get(n);
+    for (const n of "bg fg quiet line none base window shade fail unknown link".split(" ")) colours[n] = get(n);
     patterns = new Map();
   }
 
@@ -195,18 +195,17 @@
   }
 
   function drawStream(pen, s) {
-    const h = Math.max(rows.row - (rows.row > 6 ? 2 : 1), 2), middle = s.y + h / 2;
+    const h = rows.row - (rows.row > 6 ? 2 : rows.row > 3 ? 1 : rows.row / 8), middle = s.y + h / 2;
     const thin = (from, to) => { if (to > from) pen.fillRect(x(from), middle - .75, Math.max(x(to) - x(from), .5), 1.5); };
     pen.fillStyle = colours.quiet;
     thin(s.sent, s.first < 0 ? s.end : s.first);
     if (s.first >= 0) thin(s.last, s.end);
     s.parts.forEach((p, i) => {
-      const a = x(p.start), b = Math.max(x(p.end), a + 1.5);
+      const a = x(p.start), b = Math.max(x(p.end), a + 1.5), from = Math.max(a, 0);
       if (b < 0 || a > width()) return;
       pen.fillStyle = fill(p.code);
       pen.fillRect(a, s.y, b - a, h);
       if (i && b - a > 2) { pen.fillStyle = colours.bg; pen.fillRect(a - .5, s.y, 1, h); }
-      const from = Math.max(a, 0);
       const word = label(p.code, s.adapter);
       if (h >= 10 && Math.min(b, width()) - from > pen.measureText(word).width + 6) {
         if (patterned(p.code)) { pen.fillStyle = hue(p.code); pen.fillRect(from + 1, s.y, pen.measureText(word).width + 4, h); }
@@ -216,9 +215,10 @@
     });
     if (s.outcome) {
       pen.fillStyle = s.outcome === 1 ? colours.fail : colours.unknown;
-      pen.fillText(s.outcome === 1 ? "✗" : "?", Math.min(x(s.end) + 1, width() - 9), middle);
+      if (rows.row < 6) pen.fillRect(x(s.end), s.y, 3, Math.max(h, 2));
+      else pen.fillText(s.outcome === 1 ? "✗" : "?", Math.min(x(s.end) + 1, width() - 9), middle);
     }
-    if (s === chosen || (s.why & 4)) {
+    if (s === chosen || ((s.why & 4) && rows.row >= 4)) {
       pen.strokeStyle = s === chosen ? colours.link : colours.fg;
       pen.lineWidth = s === chosen ? 3 : 1.5;
       pen.strokeRect(x(s.sent) - 1, s.y - 1, Math.max(x(s.end) - x(s.sent), 3) + 2, h + 2);
@@ -230,8 +230,7 @@
     const span = (view.to - view.from) / TICK, floor = rows.height - FOOT;
     const raw = span / Math.max(width() / 90, 2), power = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 5, 10].map((m) => m * power).find((v) => v >= raw);
-    pen.fillStyle = colours.bg;
-    pen.fillRect(0, floor, width(), FOOT);
+    pen.clearRect(0, floor, width(), FOOT);
     pen.fillStyle = pen.strokeStyle = colours.quiet;
     pen.fillRect(0, floor, width(), 1);
     for (let v = Math.ceil(view.from / TICK / step) * step; v <= view.to / TICK; v += step) {
@@ -244,9 +243,8 @@
 
   // moving
   function redraw() {
-    if (waiting) return;
+    if (!waiting) requestAnimationFrame(() => { waiting = false; draw(); });
     waiting = true;
-    requestAnimationFrame(() => { waiting = false; draw(); });
   }
   function look(from, to) {
     const span = Math.min(Math.max(to - from, 50), Math.max(data.end, 50)); // not closer than 5 ms
@@ -267,6 +265,7 @@
     }
     redraw();
     if (s) say(describe(s), Math.max(x(s.sent), 0), s.y + rows.row + 6); else say("");
+    if (s && reveal) tip.scrollIntoView({ block: "nearest", behavior: "instant" });
   }
 
   function say(words, left = 0, topPx = 0) {
@@ -276,11 +275,9 @@
   }
 
   function step(by, wanted = () => true) {
-    const list = rows.list.filter(wanted);
-    if (!list.length) return;
-    const now = list.indexOf(chosen);
-    const from = now >= 0 ? now + by : list.findIndex((s) => s.end >= view.from);
-    choose(list[(Math.max(from, by < 0 ? from : 0) + list.length) % list.length], true);
+    const list = rows.list.filter(wanted), now = list.indexOf(chosen);
+    const next = now >= 0 ? now + by : Math.max(0, list.findIndex((s) => s.end >= view.from));
+    if (list.length) choose(list[(next + list.length) % list.length], true);
   }
 
   function streamAt(px, py) {
@@ -288,9 +285,7 @@
     return rows.list.find((s) => py >= s.y - 1 && py < s.y + rows.row && t >= s.sent - slack && t <= s.end + slack);
   }
 
-  function swapAt(px) {
-    return swaps.find((o) => px >= x(o.invoked) - 3 && px <= Math.max(x(o.acked < 0 ? o.invoked : o.acked), x(o.invoked)) + 3);
-  }
+  const swapAt = (px) => swaps.find((o) => px >= x(o.invoked) - 3 && px <= x(Math.max(o.acked, o.invoked)) + 3);
 
   function hover(e) {
     const s = streamAt(e.offsetX, e.offsetY), o = s || e.offsetY > rows.height - FOOT ? null : swapAt(e.offsetX);
@@ -299,7 +294,7 @@
     else say("");
   }
 
-  const taller = () => { view.tall = view.tall % 4 + 1; relayout(); };
+  const taller = () => { view.tall = view.tall < 8 ? 2 * view.tall : 1; relayout(); };
   const KEYS = {
     ArrowLeft: () => pan(-.2), ArrowRight: () => pan(.2), ArrowDown: () => step(1), ArrowUp: () => step(-1),
     "+": () => zoom(.6), "=": () => zoom(.6), "-": () => zoom(1 / .6), 0: whole, Home: whole,
@@ -326,8 +321,7 @@
     stage.addEventListener("pointermove", (e) => {
       if (!grip) return hover(e);
       const shift = (grip.x - e.offsetX) / width() * (grip.to - grip.from);
-      grip.moved ||= Math.abs(grip.x - e.offsetX) > 3;
-      if (grip.moved) { say(""); look(grip.from + shift, grip.to + shift); }
+      if (grip.moved ||= Math.abs(grip.x - e.offsetX) > 3) { say(""); look(grip.from + shift, grip.to + shift); }
     });
     stage.addEventListener("pointerup", (e) => {
       if (grip && !grip.moved) choose(streamAt(e.offsetX, e.offsetY) || null, false);
@@ -347,20 +341,19 @@
       byId(id).addEventListener("change", (e) => { view[id] = Number(e.target.value); relayout(); });
     }
     addEventListener("resize", redraw);
-    addEventListener("beforeprint", () => { document.querySelectorAll("details.witness").forEach((d) => { d.open = true; }); repaint(); });
+    addEventListener("beforeprint", () => { for (const d of document.querySelectorAll(".witness")) d.open = true; repaint(); });
     addEventListener("afterprint", repaint);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
     matchMedia("print").addEventListener("change", repaint);
   }
 
   const repaint = () => { readColours(); draw(); legend(); };
-
   // page
   function legend() {
     const used = new Set(streams.flatMap((s) => s.parts.map((p) => p.code)));
     const [shown, codes] = [[...used].filter((c) => c >= 0).sort((a, b) => a - b), [NONE, BASE, -3].filter((c) => used.has(c))];
     const list = byId("legend");
-    list.textContent = "";
+    list.replaceChildren();
     for (const code of [...shown.slice(0, 24), ...codes]) {
       const words = code >= 0 ? data.contents[code].slice(1, 3).join(" ")
         : code === BASE ? "base model" : code === NONE ? "no marker: version unknown" : "more segments than are drawn";
@@ -396,15 +389,11 @@
         Object.assign(view, { adapter: -1, show: 0 });
         [byId("adapter").value, byId("show").value] = ["-1", "0"];
         relayout();
-        stage.scrollIntoView({ block: "center" });
         stage.focus({ preventScroll: true });
         choose(target, true);
       });
     }
   }
 
-  controls();
-  layout();
-  listen();
-  repaint();
+  controls(); layout(); listen(); repaint();
 })();
