@@ -214,13 +214,13 @@ def fetch(repos: tuple[str, ...], dest: Path, as_json: bool) -> int:
 @click.option("--count", default=2, show_default=True, help="How many versions.")
 @click.option("--rank", default=8, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-def forge(out: Path, base: Path | None, **options: Any) -> int:
+@click.option("--json", "as_json", is_flag=True, help="Answer with JSON.")
+def forge(out: Path, base: Path | None, as_json: bool, **options: Any) -> int:
     """Forge marker adapters into OUT: versions that can be told apart by every token they emit."""
     from loadtest import target
+    from loadtest.tools import adapters_cmd
 
-    for version, path, markers in target.forge(out, base, **options):
-        click.echo(f"{version}\ttoken {markers}\t{path}")
-    return errors.EXIT_PASS
+    return _show(adapters_cmd.forged(target.forge(out, base, **options)), as_json)
 
 
 @cli.command()

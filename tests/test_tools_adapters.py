@@ -119,8 +119,9 @@ def test_a_pickle_is_refused_before_the_server_is_asked(
 
 
 def test_a_rank_above_the_server_s_maximum_is_refused_by_it(server: Server, capsys: Caps, tmp_path: Path) -> None:
-    forged = run(capsys, "adapters", "forge", tmp_path / "m", "--base", server.base, "--count", 1, "--rank", 32)
-    path = forged.out.strip().split("\t")[2]
+    forge = ("adapters", "forge", tmp_path / "m", "--base", server.base, "--count", 1, "--rank", 32)
+    path = run(capsys, *forge, "--json").json[0]["path"]
+    assert run(capsys, *forge[:2], tmp_path / "n", *forge[3:]).out.startswith("v0\ttoken ")
     said = run(capsys, "adapters", "load", "wide", path, "--url", server.url, "--json")
     assert (said.code, said.json["outcome"]) == (1, "fail")
     told = run(capsys, "adapters", "inspect", path, "--max-rank", 16, "--json")

@@ -220,6 +220,13 @@ def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def forged(found: Sequence[tuple[str, Path, tuple[int, ...]]]) -> Shown:
+    """What was forged: (version, folder, marker tokens) of each."""
+    documents = [{"version": v, "path": str(path), "markers": list(tokens)} for v, path, tokens in found]
+    rows = [(v, f"token {', '.join(map(str, tokens))}", str(path)) for v, path, tokens in found]
+    return Shown(documents, [Table(("version", "marker", "folder"), rows)])
+
+
 def fetch(repos: Sequence[str], dest: Path, progress: Any) -> Shown:
     """Download adapters from the hub; without names the default list. Raises what adapters.hub.fetch does."""
     from loadtest.adapters import hub

@@ -4,8 +4,9 @@
     user 1    [··111111122222]  [··22222223333]
 
 A cell is a slice of time. A digit is the version that the tokens in it came from (its place among the adapter's
-versions, coloured on a terminal), `·` waiting, `?` tokens that no version's marker claims, `b` the base model, `x` a
-version of another adapter. `[` and `]` are a stream's first and last cell, `!` the end of one that failed.
+versions, coloured on a terminal), `·` waiting, `?` tokens that no version's marker claims, `x` a version of an adapter
+that was not asked for. `[` and `]` are a stream's first and last cell, `!` the end of one that failed. Streams that
+asked for another adapter than the hotfixed one, or for the base model, are `o` and `b`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from loadtest.report.timeline import BASE, Contents, Segments, contents, segment
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta", "bright_green")
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-LEGEND = "digits: versions · waiting  ? no version's token  b base  x another adapter  [ ] one stream  ! failed  ▼ swap"
+LEGEND = "0 1 2 versions  · waiting  o other adapter  b base  x not what was asked for  ? unknown  ! failed  ▼ swap"
 _SWAPS = ("scenario", "operator")
 
 
@@ -124,7 +125,9 @@ class _Painter:
         if code < 0:
             return "?", "bold red"
         adapter, version = known.labels[code]
-        return self._mark(known, adapter, version) if adapter == own else ("x", "bold red")
+        if adapter != own:
+            return "x", "bold red"
+        return self._mark(known, adapter, version) if adapter == self._adapter else ("o", "dim")
 
     def _mark(self, known: Contents, adapter: str, version: str) -> tuple[str, str]:
         own = [label for name, label in known.labels if name == adapter]
