@@ -1,0 +1,132 @@
+"""What the keys of a scenario demand of each other; on plain data, so that it is said beside all other mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from loadtest import scenario_units as units
+from loadtest.scenario_yaml import Path
+
+Found = tuple[Path, str, str]  # where, what is wrong, what to do
+SWAPS = ("sham", "real")
+
+
+def cross_problems(data: dict[str, Any]) -> list[Found]:
+    """Every contradiction in a scenario's data; tolerates values of wrong types, which are reported elsewhere."""
+    adapters = _mapping(data.get("adapters"))
+    listed = data["phases"] if isinstance(data.get("phases"), list) else []
+    phases = [p for p in listed if isinstance(p, dict)]
+    found = [*_names(adapters), *_traffic(_mapping(data.get("traffic")), adapters)]
+    found += _target(_mapping(data.get("target")))
+    for index, phase in enumerate(listed):
+        if isinstance(phase, dict):
+            found += _phase(("phases", index), phase, adapters)
+    found += _modes(phases)
+    return found + list(_require(_mapping(data.get("require")), phases))
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _names(adapters: dict[str, Any]) -> Iterator[Found]:
+    for name, adapter in adapters.items():
+        here: Path = ("adapters", name)
+        if name == "base":
+            yield here, "base is the base model's own name", "give the adapter another name"
+        elif not name or "/" in name or name in (".", "..") or not name.isprintable() or len(name) > 100:
+            yield here, f"{name!r} cannot be a folder's name", "use letters, digits, '-' and '_'"
+        versions = _mapping(adapter).get("versions")
+        if isinstance(versions, list):
+            yield from _listed((*here, "versions"), versions)
+
+
+def _listed(here: Path, versions: list[Any]) -> Iterator[Found]:
+    if not versions:
+        yield here, "the list is empty", "name at least the version that is served first"
+    seen = set()
+    for index, version in enumerate(versions):
+        if not isinstance(version, dict):
+            continue
+        if ("path" in version) == ("hub" in version):
+            yield (*here, index), "expected either path or hub", "write one of them"
+        name = version.get("id")
+        if isinstance(name, str) and name in seen:
+            yield (*here, index, "id"), f"{name!r} stands twice", "give each version its own id"
+        seen.add(str(name))
+
+
+def _target(target: dict[str, Any]) -> Iterator[Found]:
+    url = target.get("url", "embedded")
+    if "managed" in target and "url" in target:
+        yield ("target", "url"), "url and managed exclude each other", "keep one of them"
+    outside = "managed" in target or url != "embedded"
+    for key in ("swap", "plant", "step_ms"):
+        if outside and key in target:
+            yield ("target", key), f"{key} is for the embedded server only", "remove it, or set url: embedded"
+
+
+def _traffic(traffic: dict[str, Any], adapters: dict[str, Any]) -> Iterator[Found]:
+    for key in ("arrivals", "stages"):
+        if key in traffic and "users" in traffic:
+            yield ("traffic", key), f"users and {key} exclude each other", "keep one of them"
+    if "arrivals" in traffic and "stages" in traffic:
+        yield ("traffic", "stages"), "arrivals and stages exclude each other", "keep one of them"
+    if isinstance(traffic.get("arrivals"), dict) and len({"poisson", "constant"} & set(traffic["arrivals"])) != 1:
+        yield ("traffic", "arrivals"), "expected either poisson or constant", "write e.g. arrivals: {poisson: 8/s}"
+    for name in _mapping(traffic.get("mix")):
+        if name != "base" and adapters and name not in adapters:
+            yield ("traffic", "mix", name), "no such adapter", units.suggest(name, [*adapters, "base"])
+    prompts = traffic.get("prompts")
+    if isinstance(prompts, dict) and len({"synthetic", "texts", "file"} & set(prompts)) != 1:
+        yield ("traffic", "prompts"), "expected one of synthetic, texts and file", "keep one of them"
+
+
+def _phase(here: Path, phase: dict[str, Any], adapters: dict[str, Any]) -> Iterator[Found]:
+    arm = phase.get("arm")
+    if arm == "aa":
+        for key in ("hotfix", "every", "count", "with", "mode", "timeout"):
+            if key in phase:
+                yield (*here, key), f"an aa phase makes no swaps, so it takes no {key}", "remove it, or change the arm"
+        if "for" not in phase:
+            yield here, "an aa phase needs a length", "add e.g. for: 10s"
+    elif arm in (*SWAPS, "bad"):
+        yield from _swap_phase(here, phase, adapters)
+
+
+def _swap_phase(here: Path, phase: dict[str, Any], adapters: dict[str, Any]) -> Iterator[Found]:
+    arm, name = phase["arm"], phase.get("hotfix")
+    if name is None:
+        yield here, f"a {arm} phase needs the adapter to hotfix", "add e.g. hotfix: tenant-a"
+    elif adapters and name not in adapters:
+        yield (*here, "hotfix"), f"no adapter {units.found(name)}", units.suggest(str(name), adapters)
+    if "every" not in phase:
+        yield here, f"a {arm} phase needs the time between swaps", "add e.g. every: 1s..2s"
+    if arm == "bad" and not phase.get("with"):
+        yield here, "a bad phase needs to know what is bad", "add e.g. with: [missing, corrupt, rank-too-high]"
+    if arm != "bad" and "with" in phase:
+        yield (*here, "with"), "with is for bad phases only", "remove it"
+    if arm != "bad" and ("count" in phase) == ("for" in phase):
+        yield here, f"a {arm} phase needs either count or for", "write how many swaps, or for how long"
+    versions = _mapping(adapters.get(str(name))).get("versions")
+    if arm == "real" and ((isinstance(versions, list) and len(versions) == 1) or versions == "markers 1"):
+        yield (*here, "hotfix"), f"{name} has one version only, nothing to swap to", "give it two or more"
+
+
+def _modes(phases: list[dict[str, Any]]) -> Iterator[Found]:
+    """One way of swapping in a run: the ledger and the latencies would mix two things otherwise."""
+    for key, default in (("mode", "inplace"), ("timeout", "30s")):
+        values = [(i, p.get(key, default)) for i, p in enumerate(phases) if p.get("arm") in (*SWAPS, "bad")]
+        for index, value in values[1:]:
+            if value != values[0][1]:
+                yield ("phases", index, key), f"{key} differs from an earlier phase's", "use one per scenario"
+
+
+def _require(require: dict[str, Any], phases: list[dict[str, Any]]) -> Iterator[Found]:
+    arms = [p.get("arm") for p in phases]
+    if "hangover" in require and phases:
+        swaps = [i for i, arm in enumerate(arms) if arm in SWAPS]
+        if not swaps or "aa" not in arms[: swaps[0]] or "aa" not in arms[swaps[-1] + 1 :]:
+            where = "before the first and after the last swap"
+            yield ("require", "hangover"), f"needs an aa phase {where}", "add them, or remove hangover"
