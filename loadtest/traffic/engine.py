@@ -226,7 +226,7 @@ class Engine:
     def _arrive(self, message: Message, streams: Streams) -> None:
         from loadtest import plan, scenario  # pydantic and YAML: only an engine with an open loop pays for them
 
-        arrivals = plan.arrivals(scenario.load(message["scenario"]), message["seed"], message["vocab"])
+        arrivals = plan.arrivals(scenario.loads(message["scenario"]), message["seed"], message["vocab"])
         streams.arrive(arrivals, message["share"], message["of"])
 
     def _dropped(self) -> int:
