@@ -97,7 +97,7 @@ def _visible(case: Case, runs: Runs, rows: I64) -> tuple[F64, F64]:
         if len(new):
             effect[n] = (int(runs.begin[new].min()) - op.invoked) / 1e6
         if case.swaps.outcome[row] == OK and old:
-            drain[n] = _drain(case, runs, _rows_of(order, content, codes[op.adapter, old]), op)
+            drain[n] = _drain(case, runs, _rows_of(order, content, codes[op.adapter, old]), op, old)
     return effect, drain
 
 
@@ -115,13 +115,10 @@ def _neighbours(case: Case, op: Op) -> tuple[str, int]:
     return (before[-1] if before else ""), min(again, default=NEVER)
 
 
-def _drain(case: Case, runs: Runs, old: I64, op: Op) -> float:
-    code_again = [
-        o.invoked
-        for o in case.history.ops
-        if o.adapter == op.adapter and o.invoked > op.invoked and o.version == _neighbours(case, op)[0]
-    ]
-    limit = min(code_again, default=NEVER)
+def _drain(case: Case, runs: Runs, old: I64, op: Op, label: str) -> float:
+    """From the ack of `op` to the last token of the runs `old` of content `label`, before that is loaded again."""
+    again = [o.invoked for o in case.history.ops if o.adapter == op.adapter and o.version == label]
+    limit = min((at for at in again if at > op.invoked), default=NEVER)
     old = old[runs.begin[old] < limit]
     if not len(old):
         return math.nan

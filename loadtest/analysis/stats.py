@@ -7,6 +7,7 @@ streams was.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -19,6 +20,7 @@ Interval = tuple[float, float]
 CONFIDENCE = 0.95
 REPS = 600  # of a bootstrap of medians: the Monte Carlo error of a 2.5 % point is then about 0.6 %
 SAMPLE = 4000  # largest sample that a bootstrap of a median draws: the interval is wider than it need be beyond that
+BLOCK = 1_000_000  # random numbers held at a time
 EXACT_FLIPS = 14  # up to 2^14 sign patterns are enumerated instead of sampled
 
 
@@ -150,6 +152,7 @@ def _logistic(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-min(max(x, -500.0), 500.0)))
 
 
+@functools.cache
 def student(freedom: int) -> float:
     """t with P(|T| <= t) = 0.95 for Student's T of that many degrees of freedom, by bisection."""
     low, high = 0.0, 1000.0
@@ -179,8 +182,9 @@ def median_ratio(before: F64, after: F64, seed: int = 0) -> tuple[float, Interva
 def _medians(values: F64, rng: np.random.Generator) -> F64:
     pool = values if len(values) <= SAMPLE else rng.choice(values, SAMPLE, replace=False)
     out: F64 = np.empty(REPS)
-    for start in range(0, REPS, 50):  # blocks keep the drawn sample under 2 MB
-        block = rng.integers(0, len(pool), (min(50, REPS - start), len(pool)))
+    step = max(1, BLOCK // len(pool))
+    for start in range(0, REPS, step):
+        block = rng.integers(0, len(pool), (min(step, REPS - start), len(pool)))
         out[start : start + len(block)] = np.median(pool[block], axis=1)
     return out
 
@@ -208,6 +212,9 @@ def sign_flip(differences: F64, seed: int = 0, reps: int = 20_000) -> float:
         signs = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
         return float(np.mean(signs @ d >= d.sum() - 1e-9 * np.abs(d).sum()))
     rng = np.random.default_rng(seed)
-    signs = rng.integers(0, 2, (reps, n)) * 2.0 - 1.0
-    hits = int(np.sum(signs @ d >= d.sum() - 1e-9 * np.abs(d).sum()))
+    limit = d.sum() - 1e-9 * np.abs(d).sum()
+    hits, block = 0, max(1, BLOCK // n)
+    for start in range(0, reps, block):
+        signs = rng.integers(0, 2, (min(block, reps - start), n)) * 2.0 - 1.0
+        hits += int(np.sum(signs @ d >= limit))
     return (1 + hits) / (1 + reps)

@@ -1,0 +1,296 @@
+"""Each guarantee on literal histories: a planted fault under its own name, and noise that must not be accused."""
+
+from __future__ import annotations
+
+import pytest
+from minihistory import history
+
+from loadtest.analysis import guarantees, monotonic, versions
+from loadtest.analysis.case import Case, Finding, open_case
+from loadtest.analysis.durable import durable
+from loadtest.analysis.isolated import isolated
+
+# Two loads: v1 is hotfixed between 10 and 12 ms; b and base are bystanders.
+TWO = """
+load a v0 0 1 ok
+load b v0 0 1 ok
+load a v1 10 12 ok
+"""
+CHECKS = ("complete", "valid", "fresh", "untorn", "ordered", "monotonic", "isolated", "durable")
+
+
+def findings(text: str) -> dict[str, Finding]:
+    """Every finding of a history, by name."""
+    return of_case(open_case(history(text)))
+
+
+def of_case(case: Case) -> dict[str, Finding]:
+    from loadtest.analysis.gaps import gaps
+
+    found = (
+        guarantees.complete(case),
+        guarantees.valid(case),
+        versions.fresh(case),
+        versions.untorn(case),
+        versions.ordered(case),
+        monotonic.monotonic(case),
+        isolated(case, gaps(case), None, None)[0],
+        durable(case),
+    )
+    return {f.name: f for f in found}
+
+
+def broken(text: str) -> dict[str, dict[str, int]]:
+    """Guarantee → kinds of those that the history violates."""
+    return {name: f.kinds for name, f in findings(text).items() if f.violations}
+
+
+FAULTS = {
+    "torn in flight": (TWO + "stream a 5: v0*4 v1@12 v1", {"untorn": {"torn": 1}}),
+    "flip": (
+        TWO + "stream a 5: v0*4 v1@12 v0",
+        {"untorn": {"torn": 1}, "ordered": {"flip": 1}},
+    ),
+    "new then old in flight is a flip too": (
+        TWO + "stream a 8: v1@11 v0@13",
+        {"untorn": {"torn": 1}, "ordered": {"flip": 1}},
+    ),
+    "stale": (TWO + "stream a 13: v0*3", {"fresh": {"stale": 1}}),
+    "stale although a refused load came after": (
+        TWO + "load a v2 20 21 fail\nstream a 23: v0*3",
+        {"fresh": {"stale": 1}},
+    ),
+    "stale behind a load that a time-out hides": (
+        TWO + "load a v2 20 - info\nstream a 23: v0*3",
+        {"fresh": {"stale": 1}},
+    ),
+    "old content after it was seen, before the ack": (
+        "load a v0 0 1 ok\nload a v1 10 30 ok\nstream a 11: v1*2\nstream a 20: v0*2",
+        {"monotonic": {"inversion": 1}},
+    ),
+    "live before its load": (TWO + "stream a 5: v1@9", {"valid": {"prophetic": 1}}),
+    "prophetic by one token": (TWO + "stream a 5: v0 v0 v1@9", {"valid": {"prophetic": 1}, "untorn": {"torn": 1}}),
+    "a refused load takes effect": (
+        TWO + "load a v2 20 21 fail\nstream a 25: v2*3",
+        {"valid": {"aborted": 1}},
+    ),
+    "a refused load takes effect before the refusal is read": (
+        TWO + "load a v2 20 30 fail\nstream a 22: v2*3",
+        {"valid": {"aborted": 1}},
+    ),
+    "content that this run never loads": (TWO + "declare a v9\nstream a 15: v9*3", {"valid": {"alien": 1}}),
+    "one token of a neighbour": (TWO + "stream a 15: v1*20 b/v0 v1*20", {"valid": {"leak": 1}}),
+    "one token of the hotfixed adapter in a bystander": (
+        TWO + "stream b 5: v0*5 a/v1@15 v0",
+        {"valid": {"leak": 1}, "isolated": {"leak": 1}},
+    ),
+    "base answers as an adapter": (TWO + "stream a 15: x*8", {"valid": {"fallback": 1}}),
+    "base takes over in flight": (TWO + "stream a 5: v0*20 x*8", {"valid": {"fallback": 1}}),
+    "an adapter answers as base": (
+        TWO + "stream base 15: a/v1*16",
+        {"valid": {"leak": 1}, "isolated": {"leak": 1}},
+    ),
+    "cut": (TWO + "stream b 5: v0*3 | cut max=8", {"complete": {"cut": 1}}),
+    "rejected in the hole of a reload": (
+        TWO + "load a v2 20 26 ok reload gone=22\nstream a 23: | rejected",
+        {"complete": {"rejected": 1}},
+    ),
+    "sent to an adapter that was unloaded": (
+        TWO + "unload a 20 21 ok\nstream a 23: | rejected",
+        {"complete": {"rejected": 1}},
+    ),
+    "fewer ids than usage says, though the client called it ok": (
+        TWO + "stream a 15: v1*7 | usage=8 eos",
+        {"complete": {"truncated": 1}},
+    ),
+    "more ids than usage says": (TWO + "stream a 15: v1*9 | usage=8 eos", {"complete": {"duplicated": 1}}),
+    "more ids than asked for": (TWO + "stream a 15: v1*9 | max=8", {"complete": {"duplicated": 1}}),
+    "fewer ids than asked for under ignore_eos": (TWO + "stream a 15: v1*7 | max=8", {"complete": {"truncated": 1}}),
+    "no finish reason": (TWO + "stream a 15: v1*7 | nofinish", {"complete": {"truncated": 1}}),
+    "no [DONE]": (TWO + "stream a 15: v1*7 | nodone", {"complete": {"truncated": 1}}),
+    "ok without status 200": (TWO + "stream a 15: v1*7 | status=500", {"complete": {"rejected": 1}}),
+    "tokens of a stream that was cut are judged": (
+        TWO + "stream a 13: v0*3 | cut max=8",
+        {"complete": {"cut": 1}, "fresh": {"stale": 1}},
+    ),
+    "tokens of a cancelled stream are judged": (TWO + "stream a 13: v0*3 | cancelled", {"fresh": {"stale": 1}}),
+    "acked and never applied": (
+        TWO + "\n".join(f"stream a {t}: v0*3 | cancelled" for t in (13, 15, 17)),
+        {"fresh": {"stale": 3}, "durable": {"lost": 1}},
+    ),
+    "reverted": (
+        TWO
+        + "\n".join(f"stream a {t}: v1*2" for t in range(13, 23))
+        + "\n"
+        + "\n".join(f"stream a {t}: v0*2" for t in range(30, 40)),
+        {"fresh": {"stale": 10}, "monotonic": {"inversion": 10}, "durable": {"reverted": 1}},
+    ),
+    "a refused load wipes the adapter": (
+        TWO
+        + "stream a 13: v1*2\nload a bad:missing 20 21 fail bad\n"
+        + "\n".join(f"stream a {t}: | rejected" for t in (22, 23, 24)),
+        {"complete": {"rejected": 3}, "durable": {"wiped": 1}},
+    ),
+    "a refused load leaves the base in the adapter's place": (
+        TWO + "stream a 13: v1*2\nload a bad:missing 20 21 fail bad\nstream a 22: x*8\nstream a 23: x*8",
+        {"valid": {"fallback": 2}, "durable": {"wiped": 1}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found_under_its_own_names_only(name: str) -> None:
+    text, expected = FAULTS[name]
+    assert broken(text) == expected
+
+
+INNOCENT = {
+    "old in flight across the swap (pinned)": "stream a 5: v0*20",
+    "new or old while the swap runs": "stream a 10: v0*2\nstream a 11: v1*2\nstream a 12: v0*2",
+    "old and new as the ack arrives: equal times are concurrent": "stream a 12: v0*2",
+    "new as the load is invoked": "stream a 5: v1@10",
+    "seen new at the moment the other was sent": "load a v2 20 40 ok\nstream a 22: v2@25\nstream a 25: v1*2",
+    "a time-out that applies late": "load a v2 20 - info\nstream a 100: v2*3\nstream a 110: v1*3\nstream a 120: v2*3",
+    "a time-out that applies after a later load": "load a v2 20 - info\nload a v3 30 31 ok\nstream a 40: v2*3",
+    "a time-out that overwrites every stream's version": "load a v2 20 - info\nload a v3 30 31 ok\n"
+    + "\n".join(f"stream a {t}: v2*3" for t in range(40, 50)),
+    "an answer without a time": "load a v2 20 0 info\nstream a 40: v2*3\nstream a 50: v1*2",
+    "sham: same content again": "load a v1 20 21 ok sham\nstream a 5: v0*4 | ended=30\nstream a 22: v1*3",
+    "rollback to the first version": "load a v0 20 21 ok rollback\nstream a 15: v1*3\nstream a 22: v0*3",
+    "cycled markers": "load a v0 20 21 ok\nload a v1 30 31 ok\nstream a 15: v1*2\nstream a 23: v0*2\nstream a 33: v1*2",
+    "noise: single tokens that nobody marks": "stream a 15: v1*5 x v1*5 x x v1*5\nstream b 15: v0*9 x",
+    "noise hits a marker": "stream a 15: v1*5 x v1*5 v0 v1*5 b/v0 v1*3",
+    "noise hits a marker at the edges": "stream a 15: v0 v1*9 x v1*9 v0 v0",
+    "seven plain tokens in a row": "stream a 15: v1*9 x*7",
+    "a short stream of plain tokens": "stream a 15: x*5",
+    "base emits a marker by itself": "stream base 15: x*20 a/v1 x*20 a/v1*3 b/v0",
+    "text-only streams say nothing": "stream a 15: x*20 | text",
+    "stalled": "stream a 15: v1*3 | stalled",
+    "cancelled at the end": "stream a 15: v1*3 | cancelled max=8",
+    "stopped early by the model where that is allowed": "stream a 15: v1*3 | max=8 eos",
+    "one rejected stream after a refused load": "stream a 13: v1*2\nload a v9 20 21 fail\n"
+    "stream a 22: v1*2\nstream a 24: v1*2",
+    "a bad load that timed out may serve anything": "load a bad:corrupt 20 - info bad\nstream a 22: x*20",
+    "a bad load that was accepted may serve anything": "load a bad:corrupt 20 21 ok bad\nstream a 22: x*20",
+    "two operators at once": "load a v2 20 30 ok\nload a v3 22 28 ok\nstream a 35: v2*3\nstream a 45: v3*2",
+}
+
+
+@pytest.mark.parametrize("name", INNOCENT)
+def test_noise_is_not_accused(name: str) -> None:
+    assert broken(TWO + INNOCENT[name]) == {}
+
+
+def test_replicas_that_disagree_are_stale_but_not_reverted() -> None:
+    streams = "\n".join(f"stream a {13 + 2 * i}: {'v1' if i % 3 else 'v0'}*2" for i in range(40))
+    assert broken(TWO + streams).keys() == {"fresh", "monotonic"}
+
+
+def test_an_adapter_that_was_served_before_this_run_is_given_the_benefit_of_the_doubt() -> None:
+    text = "stream a 1: x*20\nload a v1 10 12 ok operator real\nstream a 13: v1*3\nstream a 30: x*20"
+    assert broken(text) == {}
+    text = "declare a v0\nstream a 1: v0*3\nload a v1 10 12 ok operator real\nstream a 13: v0*3"
+    assert broken(text) == {"fresh": {"stale": 1}}
+
+
+def test_clocks_that_do_not_compare_accuse_nobody_of_order() -> None:
+    text = (
+        TWO + "engine e1 other-boot\nstream a 13: v0*3\nstream a 5: v1@9\nstream a 20: v1*2 v0*2\nstream b 20: a/v1*2"
+    )
+    assert broken(text) == {"untorn": {"torn": 1}, "valid": {"leak": 1}, "isolated": {"leak": 1}}
+
+
+def test_a_clock_error_makes_near_events_concurrent() -> None:
+    def within(ms: float, text: str) -> set[str]:
+        found = of_case(open_case(history(TWO + text), epsilon=round(ms * 1e6)))
+        return {name for name, f in found.items() if f.violations}
+
+    for text, name, distance in (
+        ("stream a 13: v0*3", "fresh", 1),  # acked at 12
+        ("stream a 5: v1@9", "valid", 1),  # invoked at 10
+        ("load a v2 20 40 ok\nstream a 22: v2@25\nstream a 28: v1*2", "monotonic", 3),
+    ):
+        assert within(distance - 0.001, text) == {name}
+        assert within(distance, text) == set()
+
+
+def test_a_tear_is_an_interval_and_noise_widens_it() -> None:
+    w = findings(TWO + "stream a 5: v0*6 x v1*6")["untorn"].witnesses[0]
+    assert (w.tokens, w.versions, w.stream, w.swap) == ((5, 7), ("v0", "v1"), "e0-0", "e0-2")
+    assert w.text == "stream e0-0 of a: token 5 is v0, token 7 is v1 (swap e0-2, acked 1.0 ms before): torn at 5..7"
+    assert len(w.ids) == 7
+
+
+def test_a_stale_witness_counts_versions_and_milliseconds() -> None:
+    text = TWO + "load a v2 20 21 ok\nload a v3 30 31 ok\nstream a 40: v0*2"
+    w = findings(text)["fresh"].witnesses[0]
+    assert w.versions == ("v0", "v3")
+    assert w.text.endswith("stale by 3 versions and 28.0 ms")
+    assert w.at_ms == 41.0
+
+
+def test_a_prophetic_witness_names_the_load() -> None:
+    w = findings(TWO + "stream a 5: v1@9")["valid"].witnesses[0]
+    assert w.text == "stream e0-0 of a: token 0 is v1, invoked as e0-2 1.0 ms after it was read (prophetic)"
+    assert (w.swap, w.kind, w.tokens) == ("e0-2", "prophetic", (0, 0))
+
+
+def test_an_inversion_names_the_stream_that_showed_the_newer_version() -> None:
+    w = findings("load a v0 0 1 ok\nload a v1 10 30 ok\nstream a 11: v1*2\nstream a 20: v0*2")["monotonic"].witnesses[0]
+    assert "but 8.0 ms before it was sent stream e0-0 had already shown v1" in w.text
+    assert w.versions == ("v1", "v0")
+
+
+def test_witnesses_are_few_and_counts_complete() -> None:
+    text = TWO + "\n".join(f"stream a {13 + i}: v0*2" for i in range(50))
+    found = findings(text)["fresh"]
+    assert (found.violations, len(found.witnesses)) == (50, 20)
+    assert [w.stream for w in found.witnesses] == [f"e0-{i}" for i in range(20)]
+
+
+def test_stalled_and_unfinished_streams_leave_complete_open_and_cancelled_ones_do_not() -> None:
+    assert findings(TWO + "stream a 15: v1*3 | cancelled")["complete"].unknown == "no stream was exposed to it"
+    ended = TWO + "stream a 13: v1*3\n"
+    assert findings(ended + "stream a 15: v1*3 | cancelled")["complete"].unknown == ""
+    for reason in ("stalled", "unfinished"):
+        assert "1 streams stalled" in findings(ended + f"stream a 15: v1*3 | {reason}")["complete"].unknown
+
+
+def test_exposure_is_counted_where_a_violation_could_have_shown() -> None:
+    found = findings(
+        TWO + "stream a 5: v0*3\nstream a 9: v0*3\nstream a 15: v1*3\nstream b 9: v0*3\nstream base 9: x*9"
+    )
+    assert {n: f.exposed for n, f in found.items()} == {
+        "complete": 5,
+        "valid": 5,
+        "fresh": 1,  # sent after the ack
+        "untorn": 1,  # alive during the swap
+        "ordered": 1,
+        "monotonic": 2,  # sent after a token was read
+        "isolated": 2,
+        "durable": 0,
+    }
+
+
+def test_loads_that_too_few_streams_followed_are_not_judged_durable() -> None:
+    assert findings(TWO + "stream a 13: v0*3\nstream a 14: v0*3")["durable"].exposed == 0
+    three = findings(TWO + "\n".join(f"stream a {t}: v1*3" for t in (13, 14, 15)))["durable"]
+    assert (three.exposed, three.violations) == (1, 0)
+
+
+def test_a_load_seen_late_is_stale_and_not_lost() -> None:
+    late = "\n".join(f"stream a {t}: v0*3" for t in (13, 14, 15, 16)) + "\nload a v2 30 31 ok\nstream a 14.5: v0 v1@40"
+    assert "durable" not in broken(TWO + late)
+
+
+def test_a_reload_that_failed_after_its_unload_is_not_called_wiped() -> None:
+    gone = "\n".join(f"stream a {t}: | rejected" for t in (22, 23, 24))
+    text = TWO + "stream a 13: v1*2\nload a v9 20 21 fail reload gone=20.5\n" + gone
+    assert broken(text) == {"complete": {"rejected": 3}}
+
+
+def test_adapters_without_markers_are_never_accused() -> None:
+    text = "load a bad:none 0 1 ok setup\nload a bad:other 10 12 ok\nstream a 5: x*20\nstream a 15: x*20"
+    found = findings(text)
+    assert not any(f.violations for f in found.values())
+    assert "no token can be attributed" in found["valid"].unknown

@@ -1,0 +1,160 @@
+"""Statistics: known values, and the coverage of every interval by simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from loadtest.analysis import stats
+
+REPS = 500
+# 95 % of 500 draws is 475 ± 10; four standard errors on either side.
+LOW, HIGH = 0.95 - 0.04, 0.95 + 0.04
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "x", "value"),
+    [(2, 3, 0.5, 0.6875), (1, 1, 0.3, 0.3), (0.5, 0.5, 0.5, 0.5), (5, 1, 0.9, 0.9**5), (1, 4, 0.2, 1 - 0.8**4)],
+)
+def test_the_incomplete_beta_function_has_its_closed_forms(a: float, b: float, x: float, value: float) -> None:
+    assert stats.betainc(a, b, x) == pytest.approx(value, rel=1e-12)
+    assert stats.beta_quantile(value, a, b) == pytest.approx(x, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("x", "n", "low", "high"),
+    [
+        (3, 10, 0.06674, 0.65245),
+        (0, 10, 0.0, 0.30850),
+        (10, 10, 0.69150, 1.0),
+        (0, 0, 0.0, 1.0),
+        (1, 100, 0.00025, 0.05446),
+    ],
+)
+def test_clopper_pearson_agrees_with_the_published_tables(x: int, n: int, low: float, high: float) -> None:
+    assert stats.clopper_pearson(x, n) == pytest.approx((low, high), abs=1e-5)
+
+
+@pytest.mark.parametrize(("freedom", "value"), [(1, 12.7062), (9, 2.26216), (29, 2.04523), (1000, 1.96234)])
+def test_students_t(freedom: int, value: float) -> None:
+    assert stats.student(freedom) == pytest.approx(value, rel=1e-5)
+
+
+def test_no_case_in_n_trials_bounds_the_rate() -> None:
+    assert stats.none_seen(30) == pytest.approx(1 - 0.05 ** (1 / 30))
+    assert stats.none_seen(0) == 1.0
+    # The bound's own meaning: a rate as large as it shows no case with probability 0.05.
+    assert (1 - stats.none_seen(17)) ** 17 == pytest.approx(0.05)
+
+
+def test_binomial_tail_and_cdf_agree_with_a_sum() -> None:
+    n, p = 20, 0.3
+    pmf = [math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]
+    assert stats.binomial_cdf(n, p) == pytest.approx(np.minimum(np.cumsum(pmf), 1.0))
+    for x in (0, 1, 7, 20):
+        assert stats.binomial_tail(x, n, p) == pytest.approx(sum(pmf[x:]))
+    assert stats.binomial_tail(21, 20, p) == 0.0
+
+
+@pytest.mark.parametrize(("q", "value"), [(0.5, 15.0), (0.9, 27.0), (0.99, 30.0), (0.0, 1.0), (1.0, 30.0)])
+def test_a_quantile_is_one_of_the_values(q: float, value: float) -> None:
+    assert stats.quantile(np.arange(30.0, 0.0, -1.0), q) == value
+
+
+def test_a_quantile_of_nothing_is_not_zero() -> None:
+    assert math.isnan(stats.quantile(np.array([]), 0.5))
+    assert stats.quantile_interval(np.array([]), 0.5) == (-math.inf, math.inf)
+
+
+def test_a_small_sample_cannot_bound_a_high_quantile() -> None:
+    low, high = stats.quantile_interval(np.arange(30.0), 0.99)
+    assert high == math.inf
+    assert low <= 29.0
+    assert stats.quantile_interval(np.arange(1000.0), 0.99)[1] < math.inf
+
+
+@pytest.mark.parametrize(("n", "q"), [(12, 0.5), (40, 0.5), (60, 0.9), (600, 0.99)])
+def test_order_statistics_cover_the_quantile(n: int, q: float) -> None:
+    rng = np.random.default_rng(n)
+    truth = -math.log(1 - q)
+    hits = 0
+    for _ in range(REPS):
+        low, high = stats.quantile_interval(rng.exponential(size=n), q)
+        hits += low <= truth <= high
+    assert hits / REPS >= LOW  # exact: may be wider than 95 %, never narrower
+
+
+@pytest.mark.parametrize(("a", "b"), [(2.0, 8.0), (0.5, 4.5), (40.0, 10.0)])
+@pytest.mark.parametrize("n", [12, 30, 100])
+def test_the_interval_of_a_rate_over_swaps_covers_it(n: int, a: float, b: float) -> None:
+    rng = np.random.default_rng(n)
+    hits = 0
+    for _ in range(REPS):
+        rates, trials = rng.beta(a, b, n), rng.integers(5, 15, n)
+        low, high = stats.cluster_rate(rng.binomial(trials, rates), trials)
+        hits += low <= a / (a + b) <= high
+    assert LOW <= hits / REPS <= 1.0
+    assert hits / REPS <= HIGH + 0.01
+
+
+def test_streams_of_one_swap_are_one_piece_of_evidence() -> None:
+    few = stats.cluster_rate(np.array([0] * 10), np.array([5] * 10))
+    many = stats.cluster_rate(np.array([0] * 10), np.array([500] * 10))
+    assert few == many == (0.0, stats.none_seen(10))
+
+
+def test_rates_at_the_edges() -> None:
+    assert stats.cluster_rate(np.array([]), np.array([])) == (0.0, 1.0)
+    assert stats.cluster_rate(np.array([3, 3]), np.array([3, 3])) == (1 - stats.none_seen(2), 1.0)
+    assert stats.cluster_rate(np.array([1]), np.array([3])) == (0.0, 1.0)
+    low, high = stats.cluster_rate(np.array([1, 1, 1]), np.array([4, 4, 4]))
+    assert 0 < low < 0.25 < high < 1
+
+
+def test_the_ratio_of_medians_covers_the_truth() -> None:
+    hits = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        ratio, (low, high) = stats.median_ratio(rng.lognormal(0, 0.3, 40), rng.lognormal(0.2, 0.3, 40), seed)
+        assert low <= ratio <= high
+        hits += low <= math.exp(0.2) <= high
+    assert 0.88 <= hits / 200 <= 1.0
+
+
+def test_the_difference_of_medians_covers_the_truth() -> None:
+    hits = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        _, (low, high) = stats.median_difference(rng.normal(3, 1, 30), rng.normal(1, 1, 30), seed)
+        hits += low <= 2 <= high
+    assert 0.88 <= hits / 200 <= 1.0
+
+
+def test_too_few_values_have_no_interval() -> None:
+    assert stats.median_ratio(np.ones(5), np.full(50, 2.0)) == (2.0, (0.0, math.inf))
+    assert stats.median_difference(np.ones(5), np.ones(50)) == (0.0, (-math.inf, math.inf))
+    assert math.isnan(stats.median_ratio(np.array([]), np.ones(3))[0])
+    assert math.isnan(stats.median_difference(np.array([]), np.ones(3))[0])
+
+
+def test_resampling_is_deterministic() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(5, 1, 5000), rng.normal(6, 1, 5000)
+    assert stats.median_ratio(a, b, 7) == stats.median_ratio(a, b, 7)
+    assert stats.sign_flip((b - a)[:100], 7) == stats.sign_flip((b - a)[:100], 7)
+
+
+def test_sign_flips_are_exact_for_few_swaps() -> None:
+    assert stats.sign_flip(np.array([1.0, 2.0, 3.0])) == 1 / 8
+    assert stats.sign_flip(-np.array([1.0, 2.0, 3.0])) == 1.0
+    assert stats.sign_flip(np.array([])) == 1.0
+    assert stats.sign_flip(np.zeros(5)) == 1.0
+
+
+def test_sign_flips_keep_their_level() -> None:
+    rng = np.random.default_rng(3)
+    small = [stats.sign_flip(rng.normal(size=20), seed, reps=2000) < 0.05 for seed in range(400)]
+    assert 0.02 <= np.mean(small) <= 0.09
+    assert stats.sign_flip(rng.normal(1.5, 1, 20)) < 0.001
