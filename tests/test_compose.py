@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
+from loadtest import scenario
+
 ROOT = Path(__file__).parent.parent
 FILES = ("docker-compose.yml", "cpu.yml", "distributed.yml")
 DOCKERFILES = ("Dockerfile", "compose/cpu.Dockerfile")
@@ -171,6 +173,18 @@ def test_workers_come_from_the_master_s_image_and_share_its_results() -> None:
     results = [{str(m).split(":")[0] if isinstance(m, str) else m["source"] for m in config[s]["volumes"]} for s in
                ("master", "worker")]  # fmt: skip
     assert "results" in results[0] & results[1]
+
+
+def test_the_scenario_names_what_is_in_the_containers() -> None:
+    target = scenario.load(ROOT / "compose" / "scenario.yaml").target
+    config = parsed("distributed.yml")["services"]
+    assert target.url == "http://target:8000"
+    assert target.adapters_dir is not None
+    assert (str(target.adapters_dir.local), target.adapters_dir.server) == ("/adapters", "/adapters")
+    assert str(target.base) in config["target"]["command"]
+    assert f'rename("{target.base}")' in (ROOT / "Dockerfile").read_text()
+    assert any("/etc/loadtest/scenario.yaml" in str(m) for m in config["master"]["volumes"])
+    assert config["master"]["command"][1] == "/etc/loadtest/scenario.yaml"
 
 
 def test_the_image_carries_the_package_s_version() -> None:

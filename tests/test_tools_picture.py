@@ -76,6 +76,15 @@ def test_what_is_wrong_with_a_stream_can_be_seen(tmp_path: Path) -> None:
     assert bar.index("x") < bar.index("?") < bar.index("!") < bar.index("b")
 
 
+def test_a_stray_marker_of_the_base_is_no_leak_but_several_in_a_row_are(tmp_path: Path) -> None:
+    story = Story(tmp_path)
+    story.stream("user 1", "base", 0, 1, [3] * 5 + [10] + [3] * 5)
+    story.stream("user 2", "base", 0, 1, [3] * 4 + [10] * 3 + [3] * 4)
+    _, stray, leak = ("".join(c for c, _ in line.cells) for line in draw(story.told(), "a", width=24))
+    assert "x" not in stray
+    assert "x" in leak
+
+
 def test_lanes_are_users_in_order_and_those_of_the_adapter_come_first(tmp_path: Path) -> None:
     story = Story(tmp_path)
     for n in range(12):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loadtest.analysis.attribution import SUPPORT
 from loadtest.history import OK, History
 from loadtest.report.timeline import BASE, Contents, Segments, contents, segments
 
@@ -107,14 +108,12 @@ class _Painter:
             cells[at] = ("·", "dim")
         mine = self._parts.of(i)
         own = table.adapters[table.adapter[i]]
-        for code, start, end in zip(
-            self._parts.code[mine].tolist(),
-            self._parts.start[mine].tolist(),
-            self._parts.end[mine].tolist(),
-            strict=True,
-        ):
+        columns = (self._parts.code, self._parts.start, self._parts.end, self._parts.tokens)
+        for code, start, end, tokens in zip(*(column[mine].tolist() for column in columns), strict=True):
+            # A base model says a marker's token by itself now and then, but not several in a row.
+            told = BASE if own == "base" and tokens < SUPPORT else code
             for at in range(cell(start), cell(end) + 1):
-                cells[at] = self._version(known, own, code)
+                cells[at] = self._version(known, own, told)
         if last > first:
             cells[first] = ("[", "dim")
             cells[last] = ("]", "dim") if table.outcome[i] == OK else ("!", "bold red")

@@ -67,7 +67,7 @@ def _kept() -> str:
 async def talking(server: Remote) -> AsyncIterator[tuple[aiohttp.ClientSession, Admin]]:
     """A session and its admin operations; both end with the block."""
     from loadtest.traffic.admin import Admin
-    from loadtest.traffic.engine import open_session
+    from loadtest.traffic.client import open_session
     from loadtest.traffic.words import Redactor
 
     async with open_session(server.headers, min(10.0, server.timeout_s)) as session:
