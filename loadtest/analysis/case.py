@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from loadtest.analysis.attribution import Attribution, adapter_codes, attribute
+from loadtest.analysis.attribution import Attribution, Runs, adapter_codes, attribute
 from loadtest.analysis.stats import Interval, cluster_rate
 from loadtest.analysis.timeline import BAD, OUTCOME, Lookup, lookup, timeline
 from loadtest.history import I8, I32, I64, INFO, OK, Bool, History, Op
@@ -42,6 +42,8 @@ class Case:
     swaps: Swaps
     ended: I64  # [S] end of the stream; its last sign of life when the end was not recorded
     cluster: I64  # [S] the newest swap invoked before the stream ended, -1 for none
+    own: Runs  # runs of the stream's own adapter
+    dated: Runs  # the same, each beginning at its first token that has a candidate (see `_dated`)
     origin: int  # ns; all relative times count from here
 
     @property
@@ -94,16 +96,37 @@ def open_case(history: History, epsilon: int = 0) -> Case:
     ended = np.where(table.ended > 0, table.ended, np.maximum(table.sent, table.last))
     starts = [r.started_ns for r in history.runs if r.started_ns > 0]
     first = [int(table.sent[0])] if len(table) else []
+    attribution = attribute(history, look)
+    own = attribution.runs.pick(attribution.own)
     return Case(
         history,
         look,
-        attribute(history, look),
+        attribution,
         adapter_codes(history, look.line.contents),
         swaps,
         ended,
         np.searchsorted(swaps.invoked, ended, side="right") - 1,
+        own,
+        _dated(history, look, attribution.code, own),
         min(starts or first or [0]),
     )
+
+
+def _dated(history: History, look: Lookup, code: I32, own: Runs) -> Runs:
+    """Runs as they count for order. The candidates of a run can only grow, so its first token is the one that can be
+    accused; but a run that begins before its content was invoked has its first candidate later, or never.
+    """
+    early = np.flatnonzero(look.newest(own.content, own.begin) < 0)
+    first, begin = own.first.copy(), own.begin.copy()
+    for i in early.tolist():
+        tokens = np.arange(own.first[i], own.last[i] + 1)
+        known = (code[tokens] == own.content[i]) & (
+            history.at[tokens] + look.line.epsilon >= look.first_start[own.content[i]]
+        )
+        if known.any():
+            first[i] = tokens[int(np.argmax(known))]
+            begin[i] = history.at[first[i]]
+    return replace(own, first=first, begin=begin)
 
 
 def _swaps(history: History, look: Lookup) -> Swaps:

@@ -25,7 +25,6 @@ import numpy as np
 from loadtest.analysis.case import MAX_WITNESSES, Case, Finding, Witness, told
 from loadtest.analysis.stats import clopper_pearson, none_seen
 from loadtest.analysis.timeline import BAD, NEVER
-from loadtest.analysis.versions import own_runs
 from loadtest.history import FAIL, I32, I64, OK, Bool, Op
 
 MIN_STREAMS = 3  # guessed: fewer could all be unlucky in how they were scheduled
@@ -89,7 +88,7 @@ def _view(case: Case, adapter: str) -> _Adapter:
     table = case.history.streams
     code = case.look.line.contents.adapters.index(adapter)
     rows = np.flatnonzero(case.owner == code).astype(np.int64)
-    runs = own_runs(case)
+    runs = case.dated
     runs = runs.pick(case.owner[runs.stream] == code)
     end = np.full(len(table), -NEVER, np.int64)
     np.maximum.at(end, runs.stream, case.look.latest(runs.content, runs.begin))

@@ -22,7 +22,6 @@ from loadtest.analysis.gaps import Gaps, matched_windows, stalls, swap_windows
 from loadtest.analysis.latency import QUANTILES
 from loadtest.analysis.stats import F64, Interval, median_difference, quantile, quantile_interval, sign_flip
 from loadtest.analysis.timeline import NEVER
-from loadtest.analysis.versions import own_runs
 from loadtest.history import FAIL, I64, INFO, OK, Bool, Op
 
 
@@ -48,7 +47,7 @@ def ledger(case: Case, found: Gaps, findings: list[Finding]) -> Ledger:
     stall, matched = np.full(n, np.nan), np.full(n, np.nan)
     exposed, attributable, across = (np.zeros(n, np.int64) for _ in range(3))
     flagged = {f.name: np.zeros(n, np.int64) for f in findings if f.unit == "streams"}
-    runs = own_runs(case)
+    runs = case.own
     for adapter in np.unique(case.swaps.adapter):
         rows = np.flatnonzero(case.swaps.adapter == adapter)
         streams = case.owner == adapter

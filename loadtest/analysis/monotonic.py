@@ -26,7 +26,6 @@ from loadtest.analysis.case import (
     versions_of,
 )
 from loadtest.analysis.timeline import NEVER
-from loadtest.analysis.versions import own_runs
 from loadtest.history import I64, Bool
 
 _NONE = -2 * NEVER  # the start of no load: smaller than any
@@ -34,7 +33,7 @@ _NONE = -2 * NEVER  # the start of no load: smaller than any
 
 def monotonic(case: Case) -> Finding:
     """Rule 7."""
-    runs = own_runs(case)
+    runs = case.dated
     size = len(case.history.streams)
     flagged, exposed = np.zeros(size, bool), np.zeros(size, bool)
     bad: dict[int, tuple[int, int]] = {}  # stream -> (its run, the run that showed something newer)

@@ -28,11 +28,6 @@ from loadtest.analysis.timeline import NEVER, floor
 from loadtest.history import I64, OK, Bool
 
 
-def own_runs(case: Case) -> Runs:
-    """Runs of the stream's own adapter."""
-    return case.attribution.runs.pick(case.attribution.own)
-
-
 def _informative(case: Case, runs: Runs) -> Bool:
     """[S] streams with at least one run."""
     out = np.zeros(len(case.history.streams), bool)
@@ -70,7 +65,7 @@ def floors(case: Case, runs: Runs) -> tuple[I64, I64]:
 
 def fresh(case: Case) -> Finding:
     """Rule 4."""
-    runs = own_runs(case)
+    runs = case.dated
     start, load = floors(case, runs)
     end = case.look.latest(runs.content, runs.begin)
     stale = (end > -NEVER) & (end + case.epsilon < start)
@@ -120,7 +115,7 @@ def _changes(runs: Runs) -> I64:
 
 def untorn(case: Case) -> Finding:
     """Rule 5."""
-    runs = own_runs(case)
+    runs = case.own
     torn = _changes(runs)
     flagged = np.zeros(len(case.history.streams), bool)
     flagged[runs.stream[torn]] = True
@@ -148,7 +143,7 @@ def _torn(case: Case, runs: Runs, i: int) -> Witness:
 
 def ordered(case: Case) -> Finding:
     """Rule 6: greedy, always the earliest load that is not before one already chosen, is optimal."""
-    runs = own_runs(case)
+    runs = case.dated
     torn = np.unique(runs.stream[_changes(runs)])
     begin, end = np.searchsorted(runs.stream, torn, side="left"), np.searchsorted(runs.stream, torn, side="right")
     flips: dict[int, tuple[int, int]] = {}
