@@ -24,7 +24,7 @@ import aiohttp
 from loadtest.records import Record, Send, Stream
 from loadtest.traffic.ask import Ask as Ask
 from loadtest.traffic.capture import ChunkError, Reads, StampedRequest, TooLarge, tapping
-from loadtest.traffic.decode import Ending, Exchange, decode
+from loadtest.traffic.decode import Decoded, Ending, Exchange, decode, decoding
 from loadtest.traffic.words import Redactor
 
 NS = 1_000_000_000
@@ -127,6 +127,7 @@ class StreamClient:
         self._journal = journal
         self._options = options or Options()
         self._now_ns = now_ns
+        self._turn = asyncio.Lock()  # to decode
 
     async def stream(self, ask: Ask) -> Stream:
         """Send `ask` and read to the end; the journaled record. Raises CancelledError only."""
@@ -150,12 +151,29 @@ class StreamClient:
             await self._watched(body, reads, state)
         except asyncio.CancelledError:
             state.ending, state.words = "cancelled", "cancelled by the user or the end of the run"
-            self._record(ask, sent_ns, reads, state)
+            self._keep(decode(self._seen(ask, sent_ns, reads, state), options.redact))
             raise
-        return self._record(ask, sent_ns, reads, state)
+        return await self._decoded(self._seen(ask, sent_ns, reads, state))
 
-    def _record(self, ask: Ask, sent_ns: int, reads: Reads, state: _State) -> Stream:
-        exchange = Exchange(
+    async def _decoded(self, exchange: Exchange) -> Stream:
+        """Decode, one stream at a time and in steps, so that many that end at once do not make the loop late."""
+        steps = decoding(exchange, self._options.redact)
+        try:
+            async with self._turn:
+                for found in steps:
+                    if found is not None:
+                        return self._keep(found)
+                    await asyncio.sleep(0)
+            raise AssertionError("decoding ends with a result")
+        except asyncio.CancelledError:  # too late: the stream had ended by itself
+            self._keep(decode(exchange, self._options.redact))
+            raise
+
+    def _keep(self, found: Decoded) -> Stream:
+        return self._journal.stream(found.record, found.ids, found.arrivals, found.prompt)
+
+    def _seen(self, ask: Ask, sent_ns: int, reads: Reads, state: _State) -> Exchange:
+        return Exchange(
             ask=ask,
             sent_ns=sent_ns,
             head_ns=state.head_ns,
@@ -166,8 +184,6 @@ class StreamClient:
             ending=state.ending,
             words=state.words,
         )
-        found = decode(exchange, self._options.redact)
-        return self._journal.stream(found.record, found.ids, found.arrivals, found.prompt)
 
     async def _watched(self, body: bytes, reads: Reads, state: _State) -> None:
         """Run the exchange under the deadlines and turn every failure into `state.ending`."""

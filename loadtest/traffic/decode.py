@@ -16,7 +16,7 @@ Rules
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -37,7 +37,10 @@ Ending = Literal[
     "cancelled",  # our side gave up
 ]
 
+Redact = Callable[[str, int], str]
+
 MAX_DETAIL = 300
+STEP = 256  # events
 _U32 = 2**32 - 1
 
 
@@ -95,11 +98,23 @@ class _Tally:
             self.breach = (reason, detail)
 
 
-def decode(x: Exchange, redact: Callable[[str, int], str] = lambda text, limit: text[:limit]) -> Decoded:
+def decode(x: Exchange, redact: Redact = lambda text, limit: text[:limit]) -> Decoded:
     """Judge a finished exchange; `redact(text, limit)` cleans what the record's `detail` will say."""
+    *_, found = decoding(x, redact)
+    assert found is not None
+    return found
+
+
+def decoding(x: Exchange, redact: Redact) -> Iterator[Decoded | None]:
+    """`decode` in steps of about a millisecond, for those who must not be late meanwhile: None, ..., the result."""
     tally = _Tally()
     if x.status == 200 and _is_sse(x.content_type):
-        _read_events(x, tally)
+        for _ in _read_events(x, tally):
+            yield None
+    yield _decoded(x, tally, redact)
+
+
+def _decoded(x: Exchange, tally: _Tally, redact: Redact) -> Decoded:
     ids, stamps, chunks = tally.ids, tally.stamps, tally.chunks
     text_only = not tally.has_ids and bool(tally.texts)
     if text_only:
@@ -147,14 +162,17 @@ def _is_sse(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == "text/event-stream"
 
 
-def _read_events(x: Exchange, tally: _Tally) -> None:
+def _read_events(x: Exchange, tally: _Tally) -> Iterator[None]:
+    """Fill `tally`, with a pause after every `STEP` events."""
     parser = Parser()
     try:
-        for stamp, event in parse_reads(x.reads, parser):
+        for number, (stamp, event) in enumerate(parse_reads(x.reads, parser), 1):
             try:
                 _event(event, stamp, tally)
             except _Breach as b:
                 tally.blame(b.reason, b.detail)
+            if number % STEP == 0:
+                yield
     except SseError as e:
         tally.blame("protocol", str(e))
     if tally.done is not None and parser.ignored > tally.done.ignored:
@@ -203,7 +221,6 @@ def _choice(choice: Any, stamp: int, tally: _Tally) -> None:
         raise _Breach("protocol", "a choice is not an object")
     if not tally.prompt and choice.get("prompt_token_ids") is not None:
         _extend(tally.prompt, choice["prompt_token_ids"])
-    late = tally.finish != ""
     ids = choice.get("token_ids")
     count = 0
     if ids is not None:
@@ -212,18 +229,23 @@ def _choice(choice: Any, stamp: int, tally: _Tally) -> None:
         if count:
             tally.stamps += [stamp] * count
             tally.chunks += 1
-    text = choice.get("text")
-    if isinstance(text, str) and text:
+    if choice.get("text"):
         tally.texts.append(stamp)
     finish = choice.get("finish_reason")
+    if finish is not None or tally.finish:
+        _finish(finish, count, tally)
+
+
+def _finish(finish: Any, count: int, tally: _Tally) -> None:
+    """A finish reason, or an event with `count` tokens after one."""
+    before = tally.finish
     if finish is not None and not isinstance(finish, str):
         raise _Breach("protocol", f"the finish reason is {finish!r}, not a string")
-    if finish:
-        if late:
-            raise _Breach("duplicated", f"finish reason {finish!r} after {tally.finish!r}")
-        tally.finish = finish[:40]
-    if late and count:
-        raise _Breach("duplicated", f"{count} more tokens after finish reason {tally.finish!r}")
+    if finish and before:
+        raise _Breach("duplicated", f"finish reason {finish!r} after {before!r}")
+    if before and count:
+        raise _Breach("duplicated", f"{count} more tokens after finish reason {before!r}")
+    tally.finish = before or (finish or "")[:40]
 
 
 def _extend(column: array[int], ids: Any) -> int:

@@ -53,6 +53,7 @@ class Parser:
         self.ignored = 0
         self._max_line = max_line
         self._max_event = max_event
+        self._max_chunk = min(max_line, max_event)
         self._tail: list[bytes] = []  # pieces of the line that has not ended
         self._tail_size = 0
         self._first_line = True
@@ -67,6 +68,9 @@ class Parser:
         events: list[Event] = []
         if self._error is not None:
             raise SseError(self._error, events)
+        if self._is_one_event(chunk):
+            self._first_line = False
+            return [Event(chunk[6:-2], b"message", self.ignored)]
         if self._after_cr and chunk:
             self._after_cr = False
             if chunk[0] == 0x0A:
@@ -88,6 +92,17 @@ class Parser:
             if self._tail_size > self._max_line:
                 self._fail(f"a line is longer than {self._max_line} bytes", events)
         return events
+
+    def _is_one_event(self, chunk: bytes) -> bool:
+        """Whether `chunk` is "data: ...\\n\\n", with nothing pending: the usual read, at a third of the cost."""
+        return (
+            chunk[:6] == b"data: "
+            and chunk.find(b"\n") == len(chunk) - 2
+            and chunk[-1] == 0x0A
+            and b"\r" not in chunk
+            and len(chunk) <= self._max_chunk
+            and not (self._tail or self._data or self._kind)
+        )
 
     def eof(self) -> list[Event]:
         """The event that the end of the input left open, if it has data. Raises SseError at a broken bound."""
