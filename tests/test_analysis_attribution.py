@@ -1,0 +1,136 @@
+"""Attribution: markers, noise, the base in an adapter's place, markers that the base emits by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from minihistory import FIRST_MARKER, history
+
+from loadtest.analysis.attribution import PLAIN, SUPPORT, UNKNOWN, Attribution, attribute, token_codes
+from loadtest.analysis.timeline import lookup, timeline
+from loadtest.history import History
+
+LOADS = "load a v0 0 1 ok\nload b v0 0 1 ok\nload a v1 10 12 ok\n"
+
+
+def attributed(text: str) -> Attribution:
+    h = history(LOADS + text)
+    return attribute(h, lookup(timeline(h)))
+
+
+def runs(found: Attribution) -> list[tuple[int, int, int]]:
+    """(stream, content, count) of every run."""
+    r = found.runs
+    return list(zip(r.stream.tolist(), r.content.tolist(), r.count.tolist(), strict=True))
+
+
+def test_a_marker_names_its_content_and_nothing_else_does() -> None:
+    h = history(LOADS + "stream a 5: v0 x v1@12 b/v0\nstream base 6: x")
+    contents = timeline(h).contents
+    assert contents.labels == (("a", "v0"), ("a", "v1"), ("b", "v0"))
+    assert token_codes(h, contents).tolist()[:4] == [0, PLAIN, 1, 2]
+
+
+def test_an_id_that_two_contents_mark_is_unknown() -> None:
+    h = history(LOADS + "stream a 5: v0 v1@12")
+    shared = tuple(replace(v, markers=(FIRST_MARKER,)) if v.adapter == "b" else v for v in h.versions)
+    h = replace(h, versions=shared)
+    assert token_codes(h, timeline(h).contents).tolist()[0] == UNKNOWN
+
+
+def test_text_only_and_negative_ids_are_unknown_or_plain_but_never_an_index_error() -> None:
+    h = history(LOADS + "stream a 5: v0 v0 | text\nstream a 6: v0 v0")
+    h = replace(h, ids=np.array([-1, -1, -7, 2**31 - 1], np.int32))
+    assert token_codes(h, timeline(h).contents).tolist() == [UNKNOWN, UNKNOWN, PLAIN, PLAIN]
+
+
+def test_a_history_without_markers_or_streams_or_loads_can_be_attributed() -> None:
+    for text in ("", "stream a 5: | rejected", "stream base 5: x*3"):
+        h = history(text)
+        found = attribute(h, lookup(timeline(h)))
+        assert len(found.runs) == 0
+        assert not found.judged.any()
+        assert found.informative == 0
+
+
+def test_runs_are_maximal_and_skip_noise() -> None:
+    assert runs(attributed("stream a 5: v0*3 x v0*2 v1@20 v1*3")) == [(0, 0, 5), (0, 1, 4)]
+    assert runs(attributed("stream a 5: v0*3 v1@20\nstream a 15: v1*2")) == [(0, 0, 3), (0, 1, 1), (1, 1, 2)]
+
+
+def test_without_noise_one_token_is_evidence() -> None:
+    assert runs(attributed("stream a 15: v1*5 b/v0 v1*5")) == [(0, 1, 5), (0, 2, 1), (0, 1, 5)]
+
+
+@pytest.mark.parametrize("count", range(1, 5))
+def test_with_noise_in_the_adapter_a_short_run_is_noise_too(count: int) -> None:
+    found = runs(attributed(f"stream a 15: v1*5 b/v0*{count} v1*5\nstream a 16: v1*9 x"))
+    expected = [(0, 1, 5), (0, 2, count), (0, 1, 5)] if count >= SUPPORT else [(0, 1, 10)]
+    assert found == [*expected, (1, 1, 9)]
+
+
+def test_noise_of_one_adapter_says_nothing_about_another() -> None:
+    assert runs(attributed("stream a 15: v1*5 b/v0 v1*5\nstream b 16: v0*9 x"))[:3] == [(0, 1, 5), (0, 2, 1), (0, 1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "fallback"),
+    [("v1*9 x*8", 8), ("v1*9 x*7", 0), ("x*6", 6), ("x*5", 0), ("x*8 v1 x*7", 8), ("x*40", 40), ("x*6 | cancelled", 6)],
+)
+def test_only_a_plain_run_that_noise_cannot_explain_is_the_base(tokens: str, fallback: int) -> None:
+    found = attributed(f"stream a 15: {tokens}")
+    assert found.fallback.count.tolist() == ([fallback] if fallback else [])
+    assert found.judged.tolist() == [bool(fallback) or "v1*9" in tokens]
+
+
+def test_markers_inside_a_fallback_stream_need_support() -> None:
+    assert runs(attributed("stream a 15: x*20 b/v0 x*20")) == []
+    assert runs(attributed("stream a 15: x*20 b/v0*3 x*20")) == [(0, 2, 3)]
+
+
+def test_plain_tokens_are_counted_as_noise_outside_fallbacks_only() -> None:
+    assert attributed("stream a 15: v1*5 x x v1*5\nstream a 16: x*30\nstream b 16: v0*9").plain == {"a": 2, "b": 0}
+
+
+def base_stream(hits: int, of: int = 128, marker: str = "a/v1", at: int = 15) -> str:
+    return f"stream base {at}: x*{of - hits} {marker}*{hits}\n" if hits else f"stream base {at}: x*{of}\n"
+
+
+def test_the_base_may_emit_a_marker_now_and_then() -> None:
+    for hits in range(6):
+        assert runs(attributed(base_stream(hits))) == []
+    assert runs(attributed(base_stream(16))) == [(0, 1, 16)]
+    assert runs(attributed("stream base 15: a/v1*8")) == [(0, 1, 8)]
+
+
+def test_a_base_that_loops_on_markers_of_unloaded_contents_is_not_accused() -> None:
+    loops = base_stream(40, marker="a/v7") + base_stream(40, at=16)
+    assert runs(attributed(loops)) == []
+    leak = base_stream(40, marker="a/v7") + "".join(base_stream(40, at=16 + i) for i in range(11))
+    assert len(runs(attributed(leak))) == 11
+
+
+def test_base_streams_are_judged_only_where_markers_exist() -> None:
+    assert attributed("stream base 15: x*5").judged.tolist() == [True]
+    h: History = history("stream base 15: x*5")
+    assert attribute(h, lookup(timeline(h))).judged.tolist() == [False]
+
+
+def test_what_an_adapter_can_be_known_by() -> None:
+    h = history(LOADS + "load c bad:x 0 1 ok setup\nload b bad:y 20 21 fail\nstream base 5: x")
+    assert attribute(h, lookup(timeline(h))).method == {"a": "marker", "b": "mixed", "base": "base", "c": "none"}
+
+
+def test_all_noise_up_to_two_in_a_hundred_accuses_nobody() -> None:
+    """20,000 tokens whose every 50th is some other id, a marker of a neighbour or of an old version among them."""
+    rng = np.random.default_rng(1)
+    lines = []
+    for i in range(160):
+        drift = rng.random(128) < 0.02
+        noise = rng.choice(["x", "x", "x", "v0", "b/v0"], 128)
+        lines.append(f"stream a {13 + i}: " + " ".join(np.where(drift, noise, "v1")))
+    found = attributed("\n".join(lines))
+    assert {c for _, c, _ in runs(found)} == {1}
+    assert len(found.fallback) == 0

@@ -1,0 +1,252 @@
+"""Swap latencies, gaps, stalls, hangover and the budgets of bystanders, by hand on literal histories."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from minihistory import history
+
+from loadtest.analysis.case import Case, open_case
+from loadtest.analysis.gaps import gaps, matched_windows, outside, stalls, swap_windows
+from loadtest.analysis.isolated import Budget, isolated
+from loadtest.analysis.latency import by_adapter, by_arm, hangover, thin
+from loadtest.analysis.ledger import Ledger, figure, ledger, stall_effect
+
+LOADS = "load a v0 0 1 ok\nload b v0 0 1 ok\n"
+
+
+def case_of(text: str) -> Case:
+    return open_case(history(LOADS + text))
+
+
+def book_of(text: str) -> Ledger:
+    case = case_of(text)
+    return ledger(case, gaps(case), [])
+
+
+def only(values: np.ndarray) -> float:
+    assert len(values) == 1
+    return float(values[0])
+
+
+def test_the_four_latencies_of_one_swap() -> None:
+    book = book_of(
+        "load a v1 100 150 ok\nstream a 90: v0@95 v0@120 v0@180\nstream a 110: v1@130 v1@135\nstream a 160: v1*3"
+    )
+    assert (only(book.ack), only(book.effect), only(book.drain)) == (50.0, 30.0, 30.0)
+    assert only(book.stall) == 60.0  # 120 to 180
+    assert (only(book.exposed), only(book.attributable), only(book.across)) == (2, 2, 1)
+
+
+def test_a_swap_that_nobody_could_see_has_no_effect_and_no_drain() -> None:
+    book = book_of("load a v1 100 150 ok")
+    assert all(math.isnan(only(v)) for v in (book.effect, book.drain, book.stall, book.matched))
+
+
+def test_old_tokens_read_before_the_ack_have_drained_by_then() -> None:
+    assert only(book_of("load a v1 100 150 ok\nstream a 90: v0@95 v0@120").drain) == 0.0
+
+
+def test_a_sham_swap_has_no_effect_and_no_drain() -> None:
+    book = book_of("load a v0 100 150 ok sham\nstream a 90: v0@95 v0@120 v0@180\nstream a 160: v0@165")
+    assert math.isnan(only(book.effect))
+    assert math.isnan(only(book.drain))
+    assert only(book.stall) == 60.0
+
+
+def test_a_swap_that_was_never_answered_took_for_ever() -> None:
+    book = book_of("load a v1 100 - info\nstream a 160: v1@165")
+    assert (only(book.ack), only(book.effect)) == (math.inf, 65.0)
+    assert math.isnan(only(book.drain))
+
+
+def test_a_content_that_comes_back_is_seen_again() -> None:
+    book = book_of(
+        "load a v1 100 110 ok\nload a v0 200 210 ok\nstream a 50: v0@55\nstream a 120: v1@125\nstream a 220: v0@230"
+    )
+    assert book.effect.tolist() == [25.0, 30.0]
+    assert book.drain.tolist() == [0.0, 0.0]
+
+
+def test_figures_carry_their_uncertainty() -> None:
+    f = figure(np.array([float(i) for i in range(1, 31)] + [math.nan]))
+    assert (f["p50"], f["p90"], f["p99"], f["n"]) == (15.0, 27.0, 30.0, 30.0)
+    assert f["interval"] == (10.0, 21.0)
+    assert f["interval_p99"][1] == math.inf
+    nothing = figure(np.array([]))
+    assert math.isnan(nothing["p50"])
+    assert nothing["n"] == 0.0
+
+
+def test_gaps_are_between_reads_and_a_stall_runs_to_the_end() -> None:
+    case = case_of(
+        "stream a 5: v0@10 v0@10 v0@13\nstream a 6: v0@8 | stalled ended=50\nstream a 7: v0@9 | cancelled ended=60"
+    )
+    found = gaps(case)
+    assert ((found.end - found.start) / 1e6).tolist() == [3.0, 42.0]
+    assert found.stream.tolist() == [0, 1]
+
+
+def test_windows_end_at_the_next_swap_and_matched_ones_lie_free_of_swaps() -> None:
+    case = case_of("load a v1 1000 1100 ok\nload a v2 1200 1250 ok\nload b v1 5000 5010 ok")
+    windows = swap_windows(case.swaps, np.ones(3, bool))
+    assert ((windows.start - case.origin) / 1e6).tolist() == [1000, 1200, 5000]
+    assert ((windows.end - case.origin) / 1e6).tolist() == [1200, 1500, 5260]
+    quiet = matched_windows(case.swaps, windows)
+    assert quiet.swap.tolist() == [0, 2]  # the second has no room behind the first
+    assert ((quiet.start - case.origin) / 1e6).tolist() == [800, 4740]
+    rest = outside(windows, case.origin, case.origin + 6_000_000_000)
+    assert ((rest.end - rest.start) / 1e6).tolist() == [1000, 3500, 740]
+
+
+def test_stalls_weigh_a_gap_by_the_time_it_covers() -> None:
+    case = case_of("load a v1 1000 1100 ok\nstream a 900: v0@950 v0@1050 v0@1070\nstream a 990: v0@1340 v0@1360")
+    s = stalls(gaps(case), swap_windows(case.swaps, np.ones(1, bool)))
+    assert s.longest_ms.tolist() == [100.0]
+    assert s.weighted.tolist() == [50 * 100 + 20 * 20 + 10 * 20]
+    assert s.covered.tolist() == [80.0]
+
+
+def test_a_gap_that_spans_windows_counts_in_each() -> None:
+    case = case_of("load a v1 1000 1010 ok\nload a v2 2000 2010 ok\nstream a 900: v0@950 v0@3000")
+    s = stalls(gaps(case), swap_windows(case.swaps, np.ones(2, bool)))
+    assert s.longest_ms.tolist() == [2050.0, 2050.0]
+    assert s.covered.tolist() == [260.0, 260.0]
+
+
+def steps(start: float, count: int, gap: float) -> str:
+    return " ".join(f"v0@{start + i * gap}" for i in range(1, count + 1))
+
+
+def test_a_stall_of_real_swaps_is_reported_beyond_that_of_sham_swaps() -> None:
+    lines, at = [], 1000.0
+    for i in range(20):
+        arm, stall = ("sham", 20) if i % 2 else ("real", 120)
+        lines.append(f"load a v0 {at} {at + 10} ok {arm}")
+        lines.append(f"stream a {at - 500}: {steps(at - 500, 50, 10)} v0@{at + stall} {steps(at + stall, 30, 10)}")
+        at += 1000
+    case = case_of("\n".join(lines))
+    effect = stall_effect(case, ledger(case, gaps(case), []))
+    assert (effect.real, effect.sham, effect.real_minus_sham) == (110.0, 10.0, 100.0)
+    assert effect.interval == (100.0, 100.0)
+    assert effect.p < 0.01
+
+
+def test_groups_count_every_stream_and_time_only_complete_ones() -> None:
+    streams = ("a 5: v0@10 v0@12 v0@16", "a 60: v0@65 | cut max=9", "b 200: v0@210")
+    case = case_of("phase aa 0 50\nphase real 50 100 a\n" + "\n".join(f"stream {s}" for s in streams))
+    arms = {g.name: g for g in by_arm(case, gaps(case))}
+    assert {n: (g.streams, g.ok, g.fail, g.info) for n, g in arms.items()} == {
+        "aa": (1, 1, 0, 0),
+        "real": (1, 0, 1, 0),
+        "": (1, 1, 0, 0),
+    }
+    aa = arms["aa"].figures
+    assert (aa["ttft_ms"]["p50"], aa["e2el_ms"]["p50"], aa["tpot_ms"]["p50"]) == (5.0, 11.0, 3.0)
+    assert (aa["itl_ms"]["p50"], aa["itl_ms"]["p99"], aa["itl_ms"]["n"]) == (2.0, 4.0, 2.0)
+    assert arms["aa"].tokens_per_s == pytest.approx(3 / 0.011)
+    assert math.isnan(arms["real"].figures["ttft_ms"]["p50"])
+    assert [(g.name, g.streams) for g in by_adapter(case, gaps(case))] == [("a", 2), ("b", 1)]
+
+
+def test_thinning_keeps_the_figures() -> None:
+    case = case_of("stream a 5: v0*100")
+    assert len(thin(gaps(case)).start) == 99
+
+
+def closed_loop(start: float, count: int, itl: float, users: int = 4) -> str:
+    """`users` streams at a time, 10 tokens each, one after another."""
+    lines = []
+    for u in range(users):
+        at = start + u
+        for _ in range(count):
+            lines.append(f"stream a {at}: {steps(at, 10, itl)}")
+            at += 10 * itl + 1
+    return "\n".join(lines) + "\n"
+
+
+def test_a_hangover_is_the_ratio_of_steady_gaps() -> None:
+    text = closed_loop(10, 5, 4) + "load a v1 1000 1010 ok\n" + closed_loop(1100, 5, 12).replace("v0", "v1")
+    h = hangover(case_of(text))
+    assert (h.ratio, h.interval, h.before_ms, h.after_ms, h.because) == (3.0, (3.0, 3.0), 4.0, 12.0, "")
+    assert (h.before, h.after) == (20, 20)
+
+
+def test_a_hangover_needs_streams_on_both_sides_and_the_same_load() -> None:
+    swap = "load a v1 1000 1010 ok\n"
+    assert hangover(case_of(closed_loop(10, 5, 4))).because == "no swap"
+    one_sided = hangover(case_of(closed_loop(10, 5, 4) + swap))
+    assert one_sided.because == "20 streams ended before the first swap, 0 began after the last"
+    assert math.isnan(one_sided.ratio)
+    crowd = closed_loop(1100, 10, 4, users=12).replace("v0", "v1")
+    assert "load after the last swap" in hangover(case_of(closed_loop(10, 5, 4, users=2) + swap + crowd)).because
+
+
+def test_in_an_open_loop_the_arrivals_are_the_load() -> None:
+    before = "".join(f"stream a {10 + 20 * i}: {steps(10 + 20 * i, 10, 2)}\n" for i in range(40))
+    after = "".join(f"stream a {1100 + 20 * i}: {steps(1100 + 20 * i, 10, 30)}\n" for i in range(40)).replace(
+        "v0", "v1"
+    )
+    h = hangover(case_of(before + "load a v1 1000 1010 ok\n" + after))
+    assert (h.ratio, h.because) == (15.0, "")
+
+
+def test_rollback_ends_the_time_after_the_last_swap() -> None:
+    text = closed_loop(10, 5, 4) + "load a v1 1000 1010 ok\n" + closed_loop(1100, 5, 4).replace("v0", "v1")
+    text += "load a v0 1150 1160 ok rollback\n"
+    assert hangover(case_of(text)).because == "20 streams ended before the first swap, 4 began after the last"
+
+
+def budgets(
+    text: str, error_rate: float | None = None, stall: float | None = None
+) -> tuple[dict[str, int], list[Budget]]:
+    case = case_of(text)
+    finding, found = isolated(case, gaps(case), error_rate, stall)
+    return finding.kinds, found
+
+
+SWAPS = "".join(f"load a v{i} {1000 * i} {1000 * i + 50} ok\n" for i in range(1, 11))
+
+
+def bystander(i: int, inside: str, outside_: str) -> str:
+    at = 1000 * i
+    return f"stream b {at}: {inside}\nstream b {at + 500}: {outside_}\n"
+
+
+def test_errors_of_bystanders_in_swap_windows_break_their_budget() -> None:
+    bad = SWAPS + "".join(bystander(i, "| cut max=4", "v0*4") for i in range(1, 11))
+    kinds, (budget,) = budgets(bad, error_rate=0.0)
+    assert (budget.status, budget.value, kinds) == ("FAIL", 1.0, {"error_rate": 1})
+    assert "10 of 10 bystander streams failed in swap windows, 0 of 10 outside" in budget.because
+
+
+def test_errors_that_come_at_any_time_are_not_the_swaps_doing() -> None:
+    bad = SWAPS + "".join(bystander(i, "| cut max=4", "| cut max=4") for i in range(1, 11))
+    assert budgets(bad, error_rate=0.0)[1][0].status == "UNKNOWN"
+    assert budgets(bad, error_rate=1.0)[1][0].status == "PASS"
+
+
+def test_no_error_is_within_any_budget_and_no_traffic_proves_nothing() -> None:
+    good = SWAPS + "".join(bystander(i, "v0*4", "v0*4") for i in range(1, 11))
+    assert budgets(good, error_rate=0.0)[1][0].status == "PASS"
+    assert budgets(SWAPS, error_rate=0.0)[1][0].status == "UNKNOWN"
+
+
+def test_a_stall_of_bystanders_in_swap_windows_breaks_its_budget() -> None:
+    def text(gap: float) -> str:
+        return SWAPS + "".join(
+            bystander(i, steps(1000 * i, 10, gap), steps(1000 * i + 500, 10, 5)) for i in range(1, 11)
+        )
+
+    kinds, (budget,) = budgets(text(20), stall=2.0)
+    assert (budget.status, kinds) == ("FAIL", {"stall": 1})
+    assert budget.value == pytest.approx(4.0)
+    assert budgets(text(5), stall=2.0)[1][0].status == "PASS"
+    assert budgets("load a v1 1000 1050 ok\nstream b 1000: v0*9", stall=2.0)[1][0].status == "UNKNOWN"
+
+
+def test_without_budgets_only_leaks_are_judged() -> None:
+    bad = SWAPS + "".join(bystander(i, "| cut max=4", "v0*4") for i in range(1, 11))
+    assert budgets(bad) == ({}, [])
