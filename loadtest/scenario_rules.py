@@ -10,6 +10,9 @@ from loadtest.scenario_yaml import Path
 
 Found = tuple[Path, str, str]  # where, what is wrong, what to do
 SWAPS = ("sham", "real")
+EMBEDDED_ONLY = ("swap", "plant", "step_ms")
+MOST_SWAPS = 10_000  # of one phase: all are planned before the run
+SECRET = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")  # endings of variables that hold one
 
 
 def cross_problems(data: dict[str, Any]) -> list[Found]:
@@ -18,7 +21,8 @@ def cross_problems(data: dict[str, Any]) -> list[Found]:
     listed = data["phases"] if isinstance(data.get("phases"), list) else []
     phases = [p for p in listed if isinstance(p, dict)]
     found = [*_names(adapters), *_traffic(_mapping(data.get("traffic")), adapters)]
-    found += _target(_mapping(data.get("target")))
+    target = _mapping(data.get("target"))
+    found += [*_target(target), *_forged(adapters, target)]
     for index, phase in enumerate(listed):
         if isinstance(phase, dict):
             found += _phase(("phases", index), phase, adapters)
@@ -58,13 +62,42 @@ def _listed(here: Path, versions: list[Any]) -> Iterator[Found]:
 
 
 def _target(target: dict[str, Any]) -> Iterator[Found]:
-    url = target.get("url", "embedded")
     if "managed" in target and "url" in target:
         yield ("target", "url"), "url and managed exclude each other", "keep one of them"
-    outside = "managed" in target or url != "embedded"
-    for key in ("swap", "plant", "step_ms"):
+    outside = "managed" in target or _elsewhere(target)
+    for key in EMBEDDED_ONLY:
         if outside and key in target:
             yield ("target", key), f"{key} is for the embedded server only", "remove it, or set url: embedded"
+    server = _mapping(target.get("adapters_dir")).get("server")
+    if isinstance(server, str) and not server.startswith("/"):
+        yield ("target", "adapters_dir", "server"), f"expected an absolute path, got {server!r}", "write e.g. /adapters"
+    for name in _mapping(_mapping(target.get("managed")).get("env")):
+        if name.upper().endswith(SECRET):
+            yield ("target", "managed", "env", name), "looks like a secret", "export it: the server inherits it"
+
+
+def _elsewhere(target: dict[str, Any]) -> bool:
+    """Whether the server is at an address, not one that the run starts."""
+    return "managed" not in target and str(target.get("url", "")).startswith("http")
+
+
+def _forged(adapters: dict[str, Any], target: dict[str, Any]) -> Iterator[Found]:
+    """Markers fit the server and can be forged for its base."""
+    limit, served = target.get("max_lora_rank", 64), target.get("model")
+    for name, adapter in adapters.items():
+        rank = _mapping(adapter).get("rank", 8)
+        if isinstance(rank, int) and isinstance(limit, int) and rank > limit:
+            remedy = "lower it, or raise max_lora_rank"
+            yield ("adapters", name, "rank"), f"{rank} is above target.max_lora_rank ({limit})", remedy
+        if name == served and name != "base":
+            yield ("adapters", name), f"{name!r} is the served base model's name", "give the adapter another name"
+        if (
+            _elsewhere(target)
+            and "base" not in target
+            and isinstance(_mapping(adapter).get("versions", "markers"), str)
+        ):
+            remedy = "set target.base to its folder, or list versions with paths"
+            yield ("adapters", name, "versions"), "markers are forged for a base model, and which is not known", remedy
 
 
 def _traffic(traffic: dict[str, Any], adapters: dict[str, Any]) -> Iterator[Found]:
@@ -75,12 +108,32 @@ def _traffic(traffic: dict[str, Any], adapters: dict[str, Any]) -> Iterator[Foun
         yield ("traffic", "stages"), "arrivals and stages exclude each other", "keep one of them"
     if isinstance(traffic.get("arrivals"), dict) and len({"poisson", "constant"} & set(traffic["arrivals"])) != 1:
         yield ("traffic", "arrivals"), "expected either poisson or constant", "write e.g. arrivals: {poisson: 8/s}"
+    for key, loop in (("spawn_rate", "arrivals"), ("think", "arrivals"), ("spawn_rate", "stages")):
+        if key in traffic and loop in traffic:
+            remedy = "remove it" if loop == "arrivals" else "write it in each stage"
+            yield ("traffic", key), f"{key} and {loop} exclude each other", remedy
+    yield from _patience(traffic)
     for name in _mapping(traffic.get("mix")):
         if name != "base" and adapters and name not in adapters:
             yield ("traffic", "mix", name), "no such adapter", units.suggest(name, [*adapters, "base"])
     prompts = traffic.get("prompts")
     if isinstance(prompts, dict) and len({"synthetic", "texts", "file"} & set(prompts)) != 1:
         yield ("traffic", "prompts"), "expected one of synthetic, texts and file", "keep one of them"
+
+
+def _patience(traffic: dict[str, Any]) -> Iterator[Found]:
+    stall, deadline = _seconds(traffic.get("stall", "60s")), _seconds(traffic.get("stream_deadline", "300s"))
+    if stall is not None and deadline is not None and stall > deadline:
+        key = "stall" if "stall" in traffic else "stream_deadline"
+        words = f"stall ({units.show_duration(stall)}) is above stream_deadline ({units.show_duration(deadline)})"
+        yield ("traffic", key), words, "lower stall, or raise stream_deadline"
+
+
+def _seconds(value: object) -> float | None:
+    try:
+        return units.parse_duration(value)
+    except units.BadValue:
+        return None
 
 
 def _phase(here: Path, phase: dict[str, Any], adapters: dict[str, Any]) -> Iterator[Found]:
@@ -99,7 +152,7 @@ def _swap_phase(here: Path, phase: dict[str, Any], adapters: dict[str, Any]) -> 
     arm, name = phase["arm"], phase.get("hotfix")
     if name is None:
         yield here, f"a {arm} phase needs the adapter to hotfix", "add e.g. hotfix: tenant-a"
-    elif adapters and name not in adapters:
+    elif isinstance(name, str) and adapters and name not in adapters:
         yield (*here, "hotfix"), f"no adapter {units.found(name)}", units.suggest(str(name), adapters)
     if "every" not in phase:
         yield here, f"a {arm} phase needs the time between swaps", "add e.g. every: 1s..2s"
@@ -109,9 +162,28 @@ def _swap_phase(here: Path, phase: dict[str, Any], adapters: dict[str, Any]) -> 
         yield (*here, "with"), "with is for bad phases only", "remove it"
     if arm != "bad" and ("count" in phase) == ("for" in phase):
         yield here, f"a {arm} phase needs either count or for", "write how many swaps, or for how long"
+    if arm == "bad" and "count" in phase and "for" in phase:
+        yield (*here, "for"), "count and for exclude each other", "keep one of them"
+    if arm == "bad" and phase.get("mode") == "reload":
+        yield (*here, "mode"), "a reload would unload the adapter before the bad load is refused", "remove it"
+    yield from _pace(here, phase)
     versions = _mapping(adapters.get(str(name))).get("versions")
     if arm == "real" and ((isinstance(versions, list) and len(versions) == 1) or versions == "markers 1"):
         yield (*here, "hotfix"), f"{name} has one version only, nothing to swap to", "give it two or more"
+
+
+def _pace(here: Path, phase: dict[str, Any]) -> Iterator[Found]:
+    """A phase with a length makes some swaps, and not too many."""
+    length = _seconds(phase.get("for"))
+    try:
+        every = units.parse_every(phase.get("every"))
+    except units.BadValue:
+        return
+    if length is not None and every.hi > length:
+        words = f"may be over before the first swap, which comes after {every}"
+        yield (*here, "for"), words, "make it longer, or every shorter"
+    if length is not None and length / every.lo > MOST_SWAPS:
+        yield (*here, "every"), f"makes more than {MOST_SWAPS} swaps in this phase", "make it longer"
 
 
 def _modes(phases: list[dict[str, Any]]) -> Iterator[Found]:

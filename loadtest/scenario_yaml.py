@@ -14,14 +14,19 @@ from typing import Any
 import yaml
 
 from loadtest.errors import Problem
+from loadtest.scenario_units import BadValue
 
 Path = tuple[str | int, ...]
 
 MAX_BYTES = 2_000_000
 MAX_NODES = 50_000  # a scenario with every key has about 100; prompts.texts may have thousands
 MAX_DEPTH = 20
+MAX_PROMPTS, MAX_PROMPT_BYTES = 2_000, 256 * 1024  # they are copied into each run's folder and to every worker
 _INT = re.compile(r"[-+]?(0|[1-9][0-9_]{0,17})")
 _STANDARD = "tag:yaml.org,2002:"
+_KINDS = {
+    _STANDARD + kind for kind in ("null", "bool", "int", "float", "str", "timestamp", "merge", "value", "map", "seq")
+}
 
 
 @dataclass(slots=True)
@@ -128,6 +133,9 @@ class _Reader:
                 limits = f"{MAX_NODES} values, {MAX_DEPTH} levels"
                 self._problem(node, path, f"too large once aliases are expanded (limits: {limits})", "make it smaller")
             return None
+        if node.tag not in _KINDS:
+            self._problem(node, path, f"tags are not supported, got {str(node.tag)[:40]!r}", "remove the tag")
+            return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -158,9 +166,6 @@ class _Reader:
             self._problem(node, path, "the text is not valid Unicode (a lone surrogate)", "remove the escape")
             return ""
         tag = str(node.tag)
-        if not tag.startswith(_STANDARD):
-            self._problem(node, path, f"tags are not supported, got {tag[:40]!r}", "remove the tag")
-            return ""
         return text if getattr(node, "style", None) is not None else plain(text, tag.removeprefix(_STANDARD))
 
 
@@ -175,3 +180,24 @@ def plain(text: str, kind: str) -> Any:
     if kind == "float" and ":" not in text and text.strip("+-.").lower() not in ("inf", "nan"):
         return float(text.replace("_", ""))
     return text
+
+
+def prompts(file: str) -> list[str]:
+    """Lines of a prompts file that are not blank. Raises BadValue."""
+    try:
+        with open(file, "rb") as opened:
+            raw = opened.read(MAX_PROMPT_BYTES + 1)
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = ""
+        if len(raw) <= MAX_PROMPT_BYTES:  # else the cut may have hit a character
+            raise BadValue(f"{file!r} is not UTF-8", "save it as UTF-8") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise BadValue(f"{file!r} cannot be read ({why})", "name a file with one prompt a line") from None
+    if len(raw) > MAX_PROMPT_BYTES:
+        raise BadValue(f"{file!r} has more than {MAX_PROMPT_BYTES} bytes", "take a sample of its lines")
+    lines = [line.strip("\r") for line in text.split("\n") if line.strip()]
+    if not 0 < len(lines) <= MAX_PROMPTS:
+        raise BadValue(f"{file!r} holds {len(lines)} prompts, expected 1 to {MAX_PROMPTS}", "write one prompt a line")
+    return lines
