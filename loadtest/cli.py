@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest import errors
+from loadtest.tools.groups import ReportGroup
 
 if TYPE_CHECKING:
     from loadtest.tools import bench_cmd
@@ -58,15 +59,35 @@ def judge(folder: Path, as_json: bool) -> int:
     return outcome.exit_code
 
 
-@cli.command()
+@cli.group(cls=ReportGroup)
+def report() -> None:
+    """Write the reports of results/<run> again from its files: loadtest report FOLDER."""
+
+
+@report.command(hidden=True)
 @click.argument("folder", type=click.Path(path_type=Path))
-def report(folder: Path) -> int:
-    """Write the reports of results/<run> again from its files; prints their paths."""
+def write(folder: Path) -> int:
+    """Write the reports of FOLDER and print their paths."""
     from loadtest import harness
 
     harness.judge(folder)
     for name in harness.REPORTS:
         click.echo(folder / name)
+    return errors.EXIT_PASS
+
+
+@report.command()
+@click.argument("run_a", type=click.Path(path_type=Path))
+@click.argument("run_b", type=click.Path(path_type=Path))
+@click.option("--html", "html_file", type=click.Path(path_type=Path), help="Also write the comparison as a page.")
+def compare(run_a: Path, run_b: Path, html_file: Path | None) -> int:
+    """What changed between two runs of one scenario (an engine upgrade, a flag), with intervals, as Markdown."""
+    from loadtest import harness
+
+    markdown, page = harness.compare(run_a, run_b)
+    if html_file is not None:
+        harness.write(html_file, page)
+    click.echo(markdown)
     return errors.EXIT_PASS
 
 

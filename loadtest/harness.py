@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from loadtest.scenario import Scenario
     from loadtest.target import Target
 
-REPORTS = ("report.md", "junit.xml")
+REPORTS = ("report.html", "report.md", "junit.xml")
 DEFAULT_SCENARIO = Path("scenarios/quickstart.yaml")
 
 
@@ -257,7 +257,7 @@ def judge(folder: Path) -> Outcome:
     """Judge a run's folder from its files alone; writes verdict.json and the reports."""
     from loadtest import history, scenario
     from loadtest.analysis import verdict
-    from loadtest.report import junit, markdown, terminal
+    from loadtest.report import html, junit, markdown, terminal
 
     recorded = history.load(folder)
     spec = scenario.load(folder / "scenario.yaml")
@@ -266,16 +266,41 @@ def judge(folder: Path) -> Outcome:
     title = spec.title or folder.name
     write(folder / "report.md", markdown.render(document, title))
     write(folder / "junit.xml", junit.render(document, title))
+    extra = {"scenario": (folder / "scenario.yaml").read_text(), "meta": _meta(folder)}
+    write(folder / "report.html", html.render(document, recorded, title, extra=extra))
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     text = terminal.render(document, title, str(folder), colour=colour)
     return Outcome(int(document.get("exit_code", EXIT_UNKNOWN)), str(document["status"]), text)
 
 
+def _meta(folder: Path) -> dict[str, Any]:
+    """meta.json of a run; empty when it is missing or broken, for the verdict does not need it."""
+    try:
+        found = json.loads((folder / "meta.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def compare(a: Path, b: Path) -> tuple[str, str]:
+    """(Markdown, HTML): what changed between two judged runs. Raises UsageError when they do not compare."""
+    from loadtest.report import compare as module
+
+    def side(folder: Path) -> module.Side:
+        judge(folder)
+        document = json.loads((folder / "verdict.json").read_text())
+        return module.Side(folder.name, document, _meta(folder), (folder / "scenario.yaml").read_text())
+
+    try:
+        return module.render(side(a), side(b))
+    except module.NotComparable as e:
+        raise UsageError(str(e)) from None
+
+
 def run_locust(scenario: Path, options: Mapping[str, Any], locust_options: Sequence[str]) -> int:
     """Become `locust --headless` on the packaged locustfile; does not return."""
-    from loadtest.swarm import locustfile
-
-    command = [sys.executable, "-m", "locust", "-f", str(Path(locustfile.__file__)), "--headless", "--only-summary"]
+    locustfile = Path(__file__).parent / "swarm" / "locustfile.py"
+    command = [sys.executable, "-m", "locust", "-f", str(locustfile), "--headless", "--only-summary"]
     command += ["--scenario", str(scenario)]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     sys.stdout.flush()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from loadtest.errors import TargetError, Unreachable
 from loadtest.guardian import Guarded
-from loadtest.target import MANAGED_START_S, Say, Target, cache_dir, request, vocab_of, wait_until
+from loadtest.probe import MANAGED_START_S, Say, Target, cache_dir, request, vocab_of, wait_until
 
 if TYPE_CHECKING:
     from loadtest.scenario import Managed

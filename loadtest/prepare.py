@@ -64,7 +64,7 @@ def _listed(name: str, adapter: Adapter, out: Path) -> list[VersionFile]:
 def _fetched(repo: str, out: Path) -> Path:
     from loadtest.adapters.hub import fetch
 
-    return Path(fetch([repo], out / "hub", progress=False)[0].path)
+    return Path(fetch([repo], out / "hub", progress=lambda *_: None)[0].path)
 
 
 def _one_label_per_content(found: list[VersionFile]) -> list[VersionFile]:

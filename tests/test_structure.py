@@ -37,6 +37,7 @@ RANKS = {
     "loadtest.traffic.engine": 8,
     "loadtest.analysis": 9,
     "loadtest.report": 10,
+    "loadtest.probe": 11,
     "loadtest.target": 11,
     "loadtest.managed": 11,
     "loadtest.undo": 11,

@@ -50,7 +50,7 @@ def children_of(folder: Path) -> list[int]:
 
 def test_with_no_arguments_it_shows_on_one_screen_what_happened(tmp_path: Path) -> None:
     said = hotfix(tmp_path, *FEW)
-    assert said.code in (0, 2), said.err  # two swaps prove little; nothing was broken
+    assert said.code in (0, 2), said.err  # 2: a busy machine saturates the client, which then proves nothing
     lines = said.out.splitlines()
     assert lines[0].startswith("swaps")
     assert lines[0].count("▼") == 2
@@ -80,12 +80,11 @@ def test_a_server_that_tears_streams_is_convicted_with_a_witness(tmp_path: Path)
 
 
 def test_a_server_by_url_is_left_with_what_it_had(server: Server, tmp_path: Path) -> None:
+    before = served(server)
     said = hotfix(tmp_path, "--url", server.url, *FEW)
     assert said.code in (0, 2), said.err
     assert "tokens of tenant-a:" in said.out
-    for name in ("tenant-a", "bystander"):
-        if name in served(server):
-            request(server.url, "POST", "/v1/unload_lora_adapter", {}, {"lora_name": name})
+    assert served(server) == before
 
 
 def test_one_adapter_of_mine_to_one_new_version(server: Server, tmp_path: Path, capsys: Caps) -> None:
@@ -97,6 +96,7 @@ def test_one_adapter_of_mine_to_one_new_version(server: Server, tmp_path: Path, 
     assert "by new" in said.out
     (verdict,) = tmp_path.glob("*-hotfix-*/verdict.json")
     assert json.loads(verdict.read_text())["swaps"]["ok"] >= 1
+    assert served(server)["mine"] == str(old.path)  # not from a folder of the run
     assert run(capsys, "adapters", "unload", "mine", "--url", server.url).code == 0
 
 

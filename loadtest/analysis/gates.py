@@ -43,7 +43,7 @@ def _coverage(case: Case, book: Ledger, min_swaps: int) -> Iterator[Gate]:
     words = f"{exposed} real swaps were acked ok with an attributable stream in flight, {min_swaps} are required"
     yield Gate("exposed_swaps", exposed >= min_swaps, exposed, min_swaps, words)
     across = int((real & (book.across > 0)).sum())
-    words = f"{across} real swaps had an attributable stream that lived across them, {min_swaps} are required"
+    words = f"{across} real swaps met an attributable stream in mid-flight, {min_swaps} are required"
     yield Gate("overlap", across >= min_swaps, across, min_swaps, words)
     met = np.zeros(len(case.owner), bool)
     for adapter in np.unique(case.swaps.adapter):

@@ -144,7 +144,7 @@ def _same_load(case: Case, before: Bool, after: Bool) -> tuple[Bool, Bool, bool]
     middle = (t.sent + case.ended) // 2
     beside = np.searchsorted(t.sent, middle, side="right") - np.searchsorted(np.sort(case.ended), middle, side="left")
     usual = float(np.median(beside[after]))
-    near = (beside <= usual * SAME_LOAD) & (beside >= usual / SAME_LOAD)
+    near = np.abs(beside - usual) <= max((SAME_LOAD - 1) * usual, 1.0)  # one stream more or less is no other load
     if min((before & near).sum(), (after & near).sum()) >= 6:
         return before & near, after & near, True
     rates = [_arrivals(t.sent[side]) for side in (before, after)]

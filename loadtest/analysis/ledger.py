@@ -36,7 +36,7 @@ class Ledger:
     matched: F64
     exposed: I64  # streams of the adapter alive during the swap
     attributable: I64  # those of them with an informative token
-    across: I64  # those that began before it was invoked and ended after it was acked
+    across: I64  # those already in flight when it was invoked
     flagged: dict[str, I64]  # guarantee -> violating streams alive during the swap
 
 
@@ -54,7 +54,7 @@ def ledger(case: Case, found: Gaps, findings: list[Finding]) -> Ledger:
         start, end = case.swaps.invoked[rows], case.swaps.end[rows]
         exposed[rows] = in_flight(case, streams, start, end)
         attributable[rows] = in_flight(case, streams & case.attribution.judged, start, end)
-        across[rows] = _across(case, streams & case.attribution.judged, start, end)
+        across[rows] = _across(case, streams & case.attribution.judged, start)
         for f in findings:
             if f.name in flagged:
                 flagged[f.name][rows] = in_flight(case, streams & f.flagged, start, end)
@@ -66,10 +66,13 @@ def ledger(case: Case, found: Gaps, findings: list[Finding]) -> Ledger:
     return Ledger(ack, effect, drain, stall, matched, exposed, attributable, across, flagged)
 
 
-def _across(case: Case, streams: Bool, start: I64, end: I64) -> I64:
-    """Streams that began before `start[i]` and ended after `end[i]`."""
+def _across(case: Case, streams: Bool, start: I64) -> I64:
+    """Streams that began before `start[i]` and ended after it: the users whom the swap met in the middle.
+
+    Not "and ended after the ack": a server that drains acks only when they have ended, and has met them all the same.
+    """
     sent, ended = case.history.streams.sent[streams], case.ended[streams]
-    return np.array([int(((sent < a) & (ended > b)).sum()) for a, b in zip(start, end, strict=True)], np.int64)
+    return np.array([int(((sent < a) & (ended > a)).sum()) for a in start], np.int64)
 
 
 def _stalls(case: Case, found: Gaps, which: Bool, stall: F64, matched: F64) -> None:

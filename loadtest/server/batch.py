@@ -100,9 +100,7 @@ class Engine:
             version = self.read(path)
         except NoAdapter as error:
             shown = "<path>" if path.startswith("/") else path  # vLLM masks absolute paths
-            raise Refusal(
-                404, "NotFoundError", f"Loading lora {name} failed: No adapter found for {shown}"
-            ) from error
+            raise Refusal(404, "NotFoundError", f"Loading lora {name} failed: No adapter found for {shown}") from error
         except BadAdapter as error:
             words = f"Call to add_lora method failed: Worker failed with error '{error}', "
             raise Refusal(

@@ -55,10 +55,10 @@ class Drain(Pin):
 class Sticky(Pin):
     """What vLLM 0.15 to 0.32 does.
 
-    One slot of weights per loaded name. Each request carries the path the registry had when it arrived; the batch
-    remembers, per name, what the request that entered last carries, for as long as any request of the name is in it.
-    If that was an in-place load, its folder is read into the slot again at every step, so the last one to enter
-    decides for all, and steps stay slow until unload and load.
+    One slot of weights per loaded name. Each request carries the path the registry had when it arrived; per name, what
+    the request that entered the batch last carries decides for all. When that one ends, the last to enter of those
+    that remain decides: if it carries an older path, every running stream flips back. If the deciding load was in
+    place, its folder is read into the slot again at every step, and steps stay slow until unload and load.
     """
 
     def __init__(self, read: Read) -> None:
@@ -88,7 +88,9 @@ class Sticky(Pin):
             self._tidy(stream.entry.ident, running)
 
     def _tidy(self, ident: int, running: Sequence[Stream]) -> None:
-        if any(s.entry is not None and s.entry.ident == ident for s in running):
+        remaining = [s.entry for s in running if s.entry is not None and s.entry.ident == ident]
+        if remaining:
+            self._carried[ident] = remaining[-1]
             return
         self._carried.pop(ident, None)
         if ident in self._gone:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -24,10 +23,11 @@ import gevent
 from locust import events
 
 from loadtest import harness, scenario
-from loadtest.errors import EXIT_UNKNOWN, LoadtestError
+from loadtest.errors import EXIT_INTERNAL, EXIT_UNKNOWN, LoadtestError
 from loadtest.swarm import cluster, options, panel
 from loadtest.swarm.host import Host, Run
 from loadtest.swarm.shape import Stages
+from loadtest.swarm.signals import Interrupts
 from loadtest.swarm.users import ArrivalsUser
 from loadtest.swarm.worker import Worker
 
@@ -49,6 +49,7 @@ class Front:
         self._given: tuple[Any, Any, Any] = (None, None, None)  # -u -r -t
         self._refused: LoadtestError | None = None
         self._preparing = False
+        self._interrupts = Interrupts()
 
     # -- init ---------------------------------------------------------------------------------------------------------
 
@@ -56,6 +57,8 @@ class Front:
         """Everything that must be up before Locust goes on."""
         self.environment = environment
         given = environment.parsed_options
+        # Locust installs its own SIGTERM handler later; until then a run that is being prepared must be ended in order.
+        self._interrupts.listen(term=not given.worker and (given.headless or given.autostart))
         if given.worker:
             self._init_worker(environment, runner)
             return
@@ -106,12 +109,11 @@ class Front:
             traffic = scenario.load(wanted.scenario or harness.DEFAULT_SCENARIO).traffic
         except LoadtestError:
             return
-        given.num_users = given.num_users or traffic.users
+        given.num_users = given.num_users or traffic.users or 1
         given.spawn_rate = given.spawn_rate or traffic.spawn_rate
 
     def _prepare_now(self, given: Any) -> None:
         """Headless and --autostart: an error ends a headless Locust here, before any user is started."""
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # until Locust installs its own, after init
         try:
             self.prepare()
         except LoadtestError as e:
@@ -180,7 +182,7 @@ class Front:
         environment, traffic = self.environment, run.scenario.traffic
         given = environment.parsed_options
         environment.user_classes, environment.shape_class = self._classes, self._shape
-        given.num_users = users or given.num_users or traffic.users
+        given.num_users = users or given.num_users or traffic.users or 1
         given.spawn_rate = rate or given.spawn_rate or traffic.spawn_rate
         if traffic.arrivals is not None:
             environment.user_classes = [ArrivalsUser]
@@ -199,6 +201,8 @@ class Front:
                 self.worker.test_start()
             return
         assert self.host is not None
+        if environment.shape_class is None:  # with a shape, Locust takes SIGTERM over only when the shape has ended
+            self._interrupts.leave_term()
         try:
             if self._refused is not None:
                 raise self._refused
@@ -246,13 +250,11 @@ class Front:
     def on_quitting(self, environment: Any, **_: Any) -> None:
         """Rule 2: Ctrl-C and SIGTERM come here first."""
         assert self.host is not None
-        before = signal.signal(signal.SIGINT, _patience)
         if self.host.run is not None:
             self.host.interrupt()
             environment.runner.quit()
             self.host.finish()
         self.host.join()
-        signal.signal(signal.SIGINT, before)
         if self.host.exit_code is not None:
             environment.process_exit_code = self.host.exit_code
 
@@ -283,9 +285,13 @@ class Front:
 
     def _last_resort(self) -> None:
         """Locust left without `quitting` (an error of its own, Ctrl-C while it waits for workers)."""
-        if self.host is not None and self.host.run is not None:
-            self.host.finish("interrupted")
-            self._print_verdict()
+        if self.host is None or self.host.run is None:
+            return
+        self.host.finish("interrupted")
+        self.environment.runner.quit()
+        self._print_verdict()
+        sys.stderr.flush()
+        os._exit(EXIT_INTERNAL if self.host.exit_code is None else self.host.exit_code)
 
     def recorded(self, listener: Callable[..., None]) -> Callable[..., None]:
         """The listener, with rule 5."""
@@ -307,12 +313,6 @@ class Front:
 def internal_error(error: Exception) -> LoadtestError:
     """An unexpected exception as one that ends a start in order (exit code 70)."""
     return LoadtestError(f"internal error: {error!r}", remedy="the log has the traceback; please report it")
-
-
-def _patience(signum: int, frame: Any) -> None:
-    """A Ctrl-C while the end of a run is under way; the next one gives up."""
-    harness.say("still rolling back and judging; press Ctrl-C again to give up")
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _stages(traffic: Any) -> list[tuple[float, int, float]]:

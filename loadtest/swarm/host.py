@@ -179,8 +179,10 @@ class Host:
         elif op == "progress":
             run.progress.count(engine, message)
         elif op == "play_done":
-            run.played = True
-            if not run.run_time_s:
+            run.played = message.get("reason") != "error"
+            if not run.played:
+                self.end("error")
+            elif not run.run_time_s:
                 self.end("complete")
         elif op == "target_died":
             logger.error("the target does not answer any more: %s", message.get("detail", ""))

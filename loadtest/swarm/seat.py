@@ -6,7 +6,8 @@ they wait here. Between runs the seat is empty.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent.event
@@ -41,7 +42,13 @@ class Running:
 
     def requests(self, user: int) -> Iterator[plan.Request]:
         """What this user sends, without end."""
-        return plan.requests(self.scenario, self.info["seed"], user, self.info["vocab"])
+        drawn: Iterator[plan.Request] = plan.requests(self.scenario, self.info["seed"], user, self.info["vocab"])
+        return drawn
+
+    def think_s(self, user: int) -> Callable[[], float]:
+        """Draws the seconds between two streams of this user, as the scenario says."""
+        think, draw = self.scenario.traffic.think, random.Random(f"think {self.info['seed']} {user}")
+        return lambda: draw.uniform(think.lo, think.hi)
 
     def arrive(self) -> None:
         """Start this process's share of an open-loop scenario's arrivals, once."""
@@ -76,10 +83,6 @@ class Seat:
             if not self._taken.wait(WAIT_S):
                 raise StopUser()
         return self.running
-
-    def think_s(self) -> float:
-        """Seconds a user waits between two streams, as the scenario says; 0 without a run."""
-        return 0.0
 
 
 _SEAT = Seat()

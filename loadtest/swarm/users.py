@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -30,6 +30,7 @@ class AdapterUser(User):  # type: ignore[misc]  # Locust has no types
         self._seat = seat.current()
         self._number = -1
         self._requests: Iterator[plan.Request] = iter(())
+        self._think_s: Callable[[], float] = float
         self._failed = 0
 
     @property
@@ -38,8 +39,8 @@ class AdapterUser(User):  # type: ignore[misc]  # Locust has no types
         return f"{type(self).__name__}-{self._number}"
 
     def wait_time(self) -> float:
-        """Seconds between two tasks: the scenario's think time."""
-        return self._seat.think_s()
+        """Seconds between two tasks: the scenario's think time; 0 before the first stream."""
+        return self._think_s()
 
     def stream(
         self,
@@ -57,8 +58,9 @@ class AdapterUser(User):  # type: ignore[misc]  # Locust has no types
         if self._number < 0:
             self._number = running.next_user()
             self._requests = running.requests(self._number)
+            self._think_s = running.think_s(self._number)
         drawn = next(self._requests) if None in (model, prompt, max_tokens) else None
-        ask = {
+        ask: dict[str, Any] = {
             "adapter": model if model is not None or drawn is None else drawn.adapter,
             "prompt": prompt if prompt is not None or drawn is None else drawn.prompt,
             "max_tokens": max_tokens if max_tokens is not None or drawn is None else drawn.max_tokens,

@@ -6,10 +6,12 @@ every stream as a bar of versions. With no arguments the server is the embedded 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +19,14 @@ from typing import Any
 
 from loadtest import harness
 from loadtest.errors import TargetError, UsageError
+from loadtest.target import public_url, request
 from loadtest.tools.hotfix_report import Result
-from loadtest.tools.remote import Remote, remote
+from loadtest.tools.remote import Remote, remote, talking
 from loadtest.traffic.ipc import EngineHandle, Message
 
 Say = Callable[[str], None]
 
+BASE, BYSTANDER = "base", "bystander"
 _TOKENS = 48  # per stream: half a second at the embedded server's 10 ms a token
 _DRAIN_S = 10.0
 _POLL_S = 0.2
@@ -50,48 +54,67 @@ class Options:
 
 def run(options: Options, say: Say) -> Result:
     """Run, judge, and describe. Raises LoadtestError; Ctrl-C ends the swaps, rolls back, judges what was seen."""
-    scenario = _scenario(options)
-    (adapter,) = (name for name in scenario["adapters"] if name != BYSTANDER)
+    if options.to is not None and not options.adapter:
+        raise UsageError("--to says what, but not which adapter", remedy="give --adapter NAME")
+    server = remote(options.url, key_env=options.api_key_env) if options.url else None
+    cards = _cards(server) if server else []
+    adapter = options.adapter or "tenant-a"
+    lanes = _lanes(adapter, options.streams, bystander=options.to is None)
     with tempfile.TemporaryDirectory(prefix="loadtest-") as folder:
         file = Path(folder) / "hotfix.yaml"
-        file.write_text(json.dumps(scenario), encoding="utf-8")  # JSON is YAML
+        file.write_text(json.dumps(_scenario(options, cards, adapter, lanes)), encoding="utf-8")  # JSON is YAML
         given = harness.Options(scenario=file, seed=options.seed, results=options.results)
         session = harness.Session.open(given, "cli", say)
     try:
-        reason = _Play(session, options.streams, say).run()
+        reason = _Play(session, lanes, say).run()
         outcome = session.judge(reason)
     finally:
-        session.close()
+        try:
+            if server:
+                asyncio.run(_restore(server, cards, {name for name in lanes if name != BASE}))
+        finally:
+            session.close()
     return Result(session.folder, adapter, outcome.exit_code, reason)
+
+
+def _lanes(adapter: str, users: int, *, bystander: bool) -> list[str]:
+    """Whom each user streams from: most from the hotfixed adapter, one each from those it must not disturb."""
+    others = [BASE, BYSTANDER] if bystander else [BASE]
+    others = others[: users - 1]
+    return [adapter] * (users - len(others)) + others
+
+
+async def _restore(server: Remote, cards: list[dict[str, Any]], names: set[str]) -> None:
+    """The server as it was: what it had from the path it had it from, and nothing that it did not have.
+
+    The run's own rollback has put the contents back, but from a path of the run, which must not be needed any more.
+    """
+    before = {str(card["id"]): str(card.get("root") or "") for card in cards}
+    async with talking(server) as (_, admin):
+        for name in names:
+            if name not in before:
+                await admin.unload(name)
+            elif before[name]:
+                await admin.load(name, before[name], inplace=True)
 
 
 # -- the scenario ------------------------------------------------------------------------------------------------------
 
-BYSTANDER = "bystander"
 
-
-def _scenario(options: Options) -> dict[str, Any]:
+def _scenario(options: Options, cards: list[dict[str, Any]], adapter: str, lanes: list[str]) -> dict[str, Any]:
     """What a user would have written. Raises UsageError, TargetError."""
-    if options.to is not None and not options.adapter:
-        raise UsageError("--to says what, but not which adapter", remedy="give --adapter NAME")
-    adapter = options.adapter or "tenant-a"
-    if options.url:
-        target, root = _target(options, adapter)
-    else:
-        target, root = {"url": "embedded", "swap": options.swap}, ""
+    root = next((str(card.get("root") or "") for card in cards if card["id"] == adapter), "")
     adapters: dict[str, Any] = {adapter: {"versions": _versions(options, root)}}
-    mix = {adapter: 4, "base": 1}
-    if options.to is None:
+    if BYSTANDER in lanes:
         adapters[BYSTANDER] = {"versions": "markers 1"}
-        mix = {adapter: 4, BYSTANDER: 1, "base": 1}
     swap = {"arm": "real", "hotfix": adapter, "every": "600ms..900ms", "count": options.swaps}
     return {
         "title": f"Hotfix {adapter}",
-        "target": target,
+        "target": _target(options, cards) if options.url else {"url": "embedded", "swap": options.swap},
         "adapters": adapters,
         "traffic": {
-            "users": options.streams,
-            "mix": mix,
+            "users": len(lanes),
+            "mix": dict(Counter(lanes)),
             "prompts": {"synthetic": {"tokens": "8..32"}},
             "max_tokens": f"{_TOKENS // 2}..{_TOKENS}",
         },
@@ -112,13 +135,11 @@ def _versions(options: Options, root: str) -> Any:
     return [{"id": "old", "path": str(old.resolve())}, {"id": "new", "path": str(options.to.resolve())}]
 
 
-def _target(options: Options, adapter: str) -> tuple[dict[str, Any], str]:
-    """The scenario's target, and the path that the server has for the adapter. Raises TargetError, UsageError."""
-    server = remote(options.url, key_env=options.api_key_env)
-    cards = _cards(server)
+def _target(options: Options, cards: list[dict[str, Any]]) -> dict[str, Any]:
+    """The scenario's target. Raises TargetError, UsageError."""
     base = next((card for card in cards if not card.get("parent")), None)
     if base is None:
-        raise TargetError(f"{server.url} serves no base model")
+        raise TargetError(f"{public_url(options.url)[0]} serves no base model")
     target: dict[str, Any] = {"url": options.url, "model": str(base["id"])}
     folder = options.base or Path(str(base.get("root") or ""))
     if (folder / "config.json").is_file():
@@ -132,12 +153,10 @@ def _target(options: Options, adapter: str) -> tuple[dict[str, Any], str]:
     if options.adapters_dir:
         local, _, seen_as = options.adapters_dir.partition(":")
         target["adapters_dir"] = {"local": local, "server": seen_as or str(Path(local).resolve())}
-    return target, next((str(card.get("root") or "") for card in cards if card["id"] == adapter), "")
+    return target
 
 
 def _cards(server: Remote) -> list[dict[str, Any]]:
-    from loadtest.target import request
-
     status, body = request(server.url, "GET", "/v1/models", server.headers)
     try:
         return [dict(card) for card in json.loads(body)["data"] if card["id"]]
@@ -156,7 +175,7 @@ class _Play:
     """One engine, and users in threads."""
 
     session: harness.Session
-    users: int
+    lanes: list[str]
     say: Say
     _over: threading.Event = field(default_factory=threading.Event)
     _reason: str = ""
@@ -170,7 +189,9 @@ class _Play:
         try:
             handle.configure(self.session.engine_config("e0", "cli"))
             handle.setup(script, 30.0 + float(script["timeout_s"]) * len(script["adapters"]))
-            threads = [threading.Thread(target=self._user, args=(handle, n), daemon=True) for n in range(self.users)]
+            threads = [
+                threading.Thread(target=self._user, args=(handle, n), daemon=True) for n in range(len(self.lanes))
+            ]
             for thread in threads:
                 thread.start()
             reason = self._phases(handle)
@@ -199,10 +220,10 @@ class _Play:
 
         info = self.session.run_info()
         requests = plan.requests(self.session.scenario, info["seed"], number, info["vocab"])
-        for request in requests:
+        for drawn in requests:
             if self._over.is_set():
                 return
-            ask = {"adapter": request.adapter, "prompt": request.prompt, "max_tokens": request.max_tokens}
+            ask = {"adapter": self.lanes[number], "prompt": drawn.prompt, "max_tokens": drawn.max_tokens}
             result = handle.stream({**ask, "user": f"user {number + 1}"})
             if not result.get("tokens"):
                 time.sleep(_PAUSE_S)

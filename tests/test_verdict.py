@@ -1,0 +1,258 @@
+"""The verdict: order of statuses, levels, gates, budgets, the document, and golden histories with pinned verdicts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from minihistory import history
+
+from loadtest import records
+from loadtest.analysis.export import plain
+from loadtest.analysis.guarantees import GUARANTEES, LEVELS
+from loadtest.analysis.verdict import Require, combine, judge, to_json
+from loadtest.errors import EXIT_FAIL, EXIT_PASS, EXIT_UNKNOWN
+from loadtest.history import History
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def text_of(name: str) -> str:
+    return (GOLDEN / f"{name}.txt").read_text()
+
+
+def document(text: str, **require: Any) -> dict[str, Any]:
+    return to_json(judge(history(text), Require(**require)))
+
+
+def failed_gates(d: dict[str, Any]) -> set[str]:
+    return {g["name"] for g in d["gates"] if g["status"] != "ok"}
+
+
+def test_fail_beats_unknown_beats_pass() -> None:
+    order = ["PASS", "UNKNOWN", "FAIL"]
+    for found in itertools.product(order, repeat=3):
+        assert combine(found) == max(found, key=order.index)  # type: ignore[arg-type]
+    assert combine([]) == "UNKNOWN"
+
+
+PINNED: dict[str, dict[str, Any]] = {
+    "pass": {
+        "status": "PASS",
+        "exit_code": EXIT_PASS,
+        "level_held": "stream-atomic",
+        "level_broken": None,
+        "violations": dict.fromkeys(GUARANTEES, 0),
+        "gates": set(),
+    },
+    "fail": {
+        "status": "FAIL",
+        "exit_code": EXIT_FAIL,
+        "level_held": "token-atomic",
+        "level_broken": "stream-regular",
+        "violations": {**dict.fromkeys(GUARANTEES, 0), "untorn": 11},
+        "gates": set(),
+    },
+    "unknown": {
+        "status": "UNKNOWN",
+        "exit_code": EXIT_UNKNOWN,
+        "level_held": "stream-atomic",
+        "level_broken": None,
+        "violations": dict.fromkeys(GUARANTEES, 0),
+        "gates": {"exposed_swaps", "overlap"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_golden_histories_keep_their_verdicts(name: str) -> None:
+    d = document(text_of(name))
+    seen = {k: d[k] for k in ("status", "exit_code", "level_held", "level_broken")}
+    seen["violations"] = {g: d["guarantees"][g]["violations"] for g in GUARANTEES}
+    seen["gates"] = failed_gates(d)
+    assert seen == PINNED[name]
+
+
+def test_the_golden_fail_shows_its_evidence() -> None:
+    w = document(text_of("fail"))["guarantees"]["untorn"]["witnesses"][0]
+    assert w["text"] == (
+        "stream e0-0 of a: token 1 is v0, token 2 is v1 (swap e0-2, invoked 20.0 ms before, acked 20.0 ms after): "
+        "torn at 1..2"
+    )
+    assert (w["tokens"], w["versions"], w["swap"], w["at_ms"]) == ([1, 2], ["v0", "v1"], "e0-2", 1020.0)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_level_is_required_by_its_own_guarantees_only(level: str) -> None:
+    d = document(text_of("fail"), level=level)
+    assert d["status"] == ("FAIL" if "untorn" in LEVELS[level] else "PASS")
+    needed = {n for n, g in d["guarantees"].items() if g["required"]}
+    assert needed == {*LEVELS[level], "durable", "isolated"}
+
+
+def test_an_unknown_level_is_named() -> None:
+    with pytest.raises(ValueError, match="level 'strict' is none of safe, token-regular"):
+        judge(history(text_of("pass")), Require(level="strict"))
+
+
+def test_levels_say_what_held_and_what_broke() -> None:
+    stale = document(text_of("pass") + "stream a 5500: v1*3\n")
+    assert (stale["level_held"], stale["level_broken"]) == ("safe", "token-regular")
+    flip = document(text_of("pass") + "stream a 4900: v4@4920 v5@5020 v4@5030\n")
+    assert (flip["level_held"], flip["level_broken"]) == ("token-regular", "token-atomic")
+    cut = document(text_of("pass") + "stream a 4900: v4@4920 | cut\n")
+    assert (cut["level_held"], cut["level_broken"]) == (None, "safe")
+
+
+def changed(h: History, **fields: Any) -> History:
+    return replace(h, **fields)
+
+
+GATES = {
+    "client_lag": lambda h: changed(h, health=tuple(replace(x, lag_p99_ms=11.0) for x in h.health)),
+    "client_lag, not recorded": lambda h: changed(h, health=()),
+    "dropped": lambda h: changed(h, health=tuple(replace(x, dropped=1) for x in h.health)),
+    "clock": lambda h: changed(h, runs=(*h.runs, replace(h.runs[0], boot_id="other")), ends=h.ends * 2),
+    "closed": lambda h: changed(h, ends=()),
+    "closed, interrupted": lambda h: changed(h, ends=(records.End(1, "interrupted"),)),
+    "closed, one file of two": lambda h: changed(h, runs=h.runs * 2),
+    "target_alive": lambda h: changed(h, events=(records.Event(5, "target_died", "gone"),)),
+    "readable": lambda h: changed(h, problems=("history-e0.jsonl:9: torn last line ignored",)),
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_a_failed_gate_turns_pass_into_unknown_and_leaves_fail(name: str) -> None:
+    for golden, status in (("pass", "UNKNOWN"), ("fail", "FAIL")):
+        d = to_json(judge(GATES[name](history(text_of(golden))), Require()))
+        assert (d["status"], failed_gates(d)) == (status, {name.split(",")[0]})
+
+
+GATES_BY_TRAFFIC = {
+    "stalled": "stream a 5500: v5*3 | stalled\n",
+    "bystanders": "load c v0 1 2 ok setup\n",
+    "setup": "load c v0 1 - info setup\nstream c 4990: v0@5020\n",
+    "bad_refused": "load a bad:corrupt 12500 12510 ok bad\n",
+    "noise": "stream b 5500: " + "v0*3 x*3 " * 5 + "\n",
+    "attributable": "".join(f"stream a {i}999: x*50 | text\n" for i in range(11) for _ in range(3)),
+}
+
+
+@pytest.mark.parametrize("name", GATES_BY_TRAFFIC)
+def test_gates_on_what_the_run_covered(name: str) -> None:
+    d = document(text_of("pass") + GATES_BY_TRAFFIC[name])
+    assert (d["status"], failed_gates(d)) == ("UNKNOWN", {name})
+
+
+def test_a_run_without_swaps_proves_nothing_but_can_fail() -> None:
+    quiet = "load a v0 0 1 ok\nphase aa 0 100\n" + "\n".join(f"stream a {t}: v0*3" for t in range(5, 50, 5))
+    d = document(quiet)
+    assert (d["status"], d["level_held"]) == ("UNKNOWN", "safe")
+    assert {"exposed_swaps", "overlap", "attributable"} <= failed_gates(d)
+    assert document(quiet + "\nstream a 60: v0 | cut")["status"] == "FAIL"
+    assert d["false_alarms"]["aa"]["complete"] == {"violations": 0, "streams": 9}
+
+
+def test_a_history_of_nothing_is_unknown() -> None:
+    for text in ("", "noend", "load a v0 0 1 ok"):
+        d = document(text)
+        assert (d["status"], d["level_held"], d["streams"]["attempted"]) == ("UNKNOWN", None, 0)
+        json.dumps(d, allow_nan=False)
+
+
+def test_the_ack_budget_is_about_the_swaps_that_were_made() -> None:
+    d = document(text_of("pass"), swap_ack_p99_ms=40)
+    assert d["budgets"]["swap_ack_p99"]["status"] == d["status"] == "PASS"
+    assert d["budgets"]["swap_ack_p99"]["interval"][1] == "inf"
+    d = document(text_of("pass"), swap_ack_p99_ms=39.9)
+    assert (d["budgets"]["swap_ack_p99"]["status"], d["status"]) == ("FAIL", "FAIL")
+    timed_out = text_of("pass") + "load a v12 12000 - info\n"
+    assert document(timed_out, swap_ack_p99_ms=1000)["budgets"]["swap_ack_p99"]["value"] == "inf"
+    refused = text_of("pass") + "load a v12 12000 12900 fail bad\n"
+    assert document(refused, swap_ack_p99_ms=40)["budgets"]["swap_ack_p99"]["status"] == "PASS"
+    assert document("load a v0 0 1 ok", swap_ack_p99_ms=40)["budgets"]["swap_ack_p99"]["status"] == "UNKNOWN"
+
+
+def steady(after: float, **require: Any) -> dict[str, Any]:
+    """The golden run between two stretches of 8 streams of 10 tokens, 2 ms apart before and `after` ms apart after."""
+    stretches = []
+    for start, gap, version in ((3, 2.0, "v0"), (12100, after, "v11")):
+        for i in range(8):
+            at = start + i * 40 if gap == 2.0 else start + i * 20 * gap
+            steps = " ".join(f"{version}@{at + (k + 1) * gap}" for k in range(10))
+            stretches.append(f"stream a {at}: {steps}")
+    return document(text_of("pass") + "\n".join(stretches), **require)
+
+
+def test_steady_passes_fails_and_is_required_only_with_a_budget() -> None:
+    for after, status in ((2.0, "PASS"), (2.3, "PASS"), (6.0, "FAIL")):
+        d = steady(after, hangover=1.2)
+        assert (d["guarantees"]["steady"]["status"], d["budgets"]["hangover"]["status"]) == (status, status)
+        assert d["status"] == status
+        free = steady(after)
+        assert (free["guarantees"]["steady"]["status"], free["status"], free["budgets"]) == (status, "PASS", {})
+        assert not free["guarantees"]["steady"]["required"]
+    assert steady(6.0)["hangover"]["ratio"] == 3.0
+    missing = document(text_of("pass"), hangover=1.2)
+    assert (missing["guarantees"]["steady"]["status"], missing["status"]) == ("UNKNOWN", "UNKNOWN")
+
+
+def test_the_document_adds_up() -> None:
+    more = "stream a 5500: v5*3 | stalled\nstream a 5501: v5 | cut max=4\nstream b 5502: | rejected\n"
+    d = document(text_of("pass") + more + "load a v12 12000 12010 fail bad\nload a v11 12100 12110 ok sham\n")
+    s = d["streams"]
+    assert s["attempted"] == s["ok"] + s["fail"] + s["info"] == sum(g["streams"] for g in d["arms"])
+    assert s["attempted"] == sum(g["streams"] for g in d["adapters"])
+    assert s["by_reason"] == {"cut": 1, "rejected": 1, "stalled": 1}
+    assert sum(s["by_reason"].values()) == s["fail"] + s["info"]
+    w = d["swaps"]
+    assert (w["ok"], w["fail"], w["info"], len(w["list"])) == (12, 1, 0, 13)
+    assert w["by_arm"]["real"] == {"ok": 11, "fail": 0, "info": 0}
+    assert w["by_arm"]["bad"] == {"ok": 0, "fail": 1, "info": 0}
+    assert d["swap_latency_ms"]["ack"]["n"] == 11
+    assert d["swap_latency_by_arm_ms"]["sham"]["ack"]["n"] == 1
+    assert d["tokens"]["attributed"] == d["tokens"]["total"]
+
+
+def test_the_ledger_says_what_each_swap_did() -> None:
+    row = document(text_of("fail"))["swaps"]["list"][2]
+    assert (row["op"], row["version"], row["arm"], row["outcome"]) == ("e0-4", "v3", "real", "ok")
+    assert (row["invoked_ms"], row["acked_ms"], row["ack_ms"], row["effect_ms"]) == (3000.0, 3040.0, 40.0, 20.0)
+    assert (row["exposed"], row["across"], row["violations"]["untorn"]) == (1, 1, 1)
+
+
+def test_designs_keys_are_there() -> None:
+    d = document(text_of("pass"))
+    assert {
+        *("status", "required_level", "level_held", "level_broken", "exit_code", "guarantees", "streams", "swaps"),
+        *("swap_latency_ms", "hangover", "gates", "client"),
+    } <= d.keys()
+    assert tuple(d["guarantees"]) == GUARANTEES
+    for g in d["guarantees"].values():
+        assert {"status", "violations", "exposed", "interval", "because", "witnesses", "kinds", "required"} <= g.keys()
+    for figure in ("ack", "effect", "drain", "stall"):
+        assert {"p50", "p90", "p99", "n"} <= d["swap_latency_ms"][figure].keys()
+    assert {"loop_lag_ms", "cpu", "schedule_delay_ms"} <= d["client"].keys()
+
+
+def test_the_document_is_json_without_nan_and_deterministic() -> None:
+    for name in PINNED:
+        first, second = document(text_of(name)), document(text_of(name))
+        assert json.loads(json.dumps(first, allow_nan=False)) == second
+
+
+def test_what_json_has_no_word_for() -> None:
+    values = {"a": float("nan"), "b": (float("inf"), -float("inf")), "c": np.float64(1 / 3), "d": np.int64(7), 3: True}
+    assert plain(values) == {"a": None, "b": ["inf", "-inf"], "c": 0.333333, "d": 7, "3": True}
+
+
+def test_false_alarms_are_counted_in_arms_without_a_new_content() -> None:
+    text = "load a v0 0 1 ok\nphase aa 0 100\nphase sham 100 200 a\nload a v0 110 111 ok sham\n"
+    d = document(text + "stream a 10: v0*3\nstream a 120: v0*3\nstream a 130: v0 | cut")
+    assert d["false_alarms"]["aa"]["complete"] == {"violations": 0, "streams": 1}
+    assert d["false_alarms"]["sham"]["complete"] == {"violations": 1, "streams": 2}
