@@ -248,7 +248,8 @@ def loads(text: str, file: str = "<scenario>") -> Scenario:
         try:
             scenario = Scenario.model_validate(tree.data)
         except ValidationError as e:
-            problems += _of_pydantic(e, tree)
+            said = {p.key for p in tree.problems}  # the text's own mistake comes first; what follows from it is noise
+            problems += [p for p in _of_pydantic(e, tree) if p.key not in said]
         known = {p.key for p in problems}
         for path, message, remedy in cross_problems(tree.data):
             key = scenario_yaml.dotted(path)

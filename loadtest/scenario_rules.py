@@ -19,19 +19,20 @@ def cross_problems(data: dict[str, Any]) -> list[Found]:
     """Every contradiction in a scenario's data; tolerates values of wrong types, which are reported elsewhere."""
     adapters = _mapping(data.get("adapters"))
     listed = data["phases"] if isinstance(data.get("phases"), list) else []
-    phases = [p for p in listed if isinstance(p, dict)]
+    phases = [_mapping(p) for p in listed if isinstance(p, dict)]
     found = [*_names(adapters), *_traffic(_mapping(data.get("traffic")), adapters)]
     target = _mapping(data.get("target"))
     found += [*_target(target), *_forged(adapters, target)]
     for index, phase in enumerate(listed):
         if isinstance(phase, dict):
-            found += _phase(("phases", index), phase, adapters)
+            found += _phase(("phases", index), _mapping(phase), adapters)
     found += _modes(phases)
     return found + list(_require(_mapping(data.get("require")), phases))
 
 
 def _mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+    """The keys that say something: one without a value is as good as absent."""
+    return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else {}
 
 
 def _names(adapters: dict[str, Any]) -> Iterator[Found]:

@@ -77,6 +77,7 @@ def _open_url(spec: Spec, root: Path) -> Target:
         if not key:
             raise UsageError(f"target.api_key_env names {spec.api_key_env}, which is not set", remedy="export it")
         headers["Authorization"] = f"Bearer {key}"
+    request(url, "GET", "/health", headers)  # nobody there is said before anything else
     base = Path(spec.base) if spec.base else None
     local, server = root, str(root.resolve())
     if spec.adapters_dir is not None:
