@@ -244,6 +244,7 @@ def test_a_stall_of_bystanders_in_swap_windows_breaks_its_budget() -> None:
     assert (budget.status, kinds) == ("FAIL", {"stall": 1})
     assert budget.value == pytest.approx(4.0)
     assert budgets(text(5), stall=2.0)[1][0].status == "PASS"
+    assert budgets(text(20) + "health 0 99999 50", stall=2.0)[1][0].status == "UNKNOWN"
     assert budgets("load a v1 1000 1050 ok\nstream b 1000: v0*9", stall=2.0)[1][0].status == "UNKNOWN"
 
 

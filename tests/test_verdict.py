@@ -178,15 +178,19 @@ def test_the_ack_budget_is_about_the_swaps_that_were_made() -> None:
     assert document("load a v0 0 1 ok", swap_ack_p99_ms=40)["budgets"]["swap_ack_p99"]["status"] == "UNKNOWN"
 
 
-def steady(after: float, **require: Any) -> dict[str, Any]:
+def around(after: float) -> str:
     """The golden run between two stretches of 8 streams of 10 tokens, 2 ms apart before and `after` ms apart after."""
     stretches = []
     for start, gap, version in ((3, 2.0, "v0"), (12100, after, "v11")):
         for i in range(8):
-            at = start + i * 40 if gap == 2.0 else start + i * 20 * gap
+            at = start + i * 20 * gap
             steps = " ".join(f"{version}@{at + (k + 1) * gap}" for k in range(10))
             stretches.append(f"stream a {at}: {steps}")
-    return document(text_of("pass") + "\n".join(stretches), **require)
+    return text_of("pass") + "\n".join(stretches)
+
+
+def steady(after: float, **require: Any) -> dict[str, Any]:
+    return document(around(after), **require)
 
 
 def test_steady_passes_fails_and_is_required_only_with_a_budget() -> None:
@@ -256,3 +260,21 @@ def test_false_alarms_are_counted_in_arms_without_a_new_content() -> None:
     d = document(text + "stream a 10: v0*3\nstream a 120: v0*3\nstream a 130: v0 | cut")
     assert d["false_alarms"]["aa"]["complete"] == {"violations": 0, "streams": 1}
     assert d["false_alarms"]["sham"]["complete"] == {"violations": 1, "streams": 2}
+
+
+def late(h: History, ms: float = 50.0) -> History:
+    return changed(h, health=tuple(replace(x, lag_p99_ms=ms) for x in h.health))
+
+
+def test_a_late_client_accuses_nobody_of_latency() -> None:
+    def judged(text: str, **require: Any) -> dict[str, Any]:
+        return to_json(judge(late(history(text)), Require(**require)))
+
+    d = judged(around(6.0), hangover=1.2)
+    assert (d["hangover"]["ratio"], d["hangover"]["because"]) == (3.0, "the client was 50.0 ms late itself")
+    assert (d["guarantees"]["steady"]["status"], d["status"]) == ("UNKNOWN", "UNKNOWN")
+    assert judged(text_of("pass"), swap_ack_p99_ms=39.9)["budgets"]["swap_ack_p99"]["status"] == "UNKNOWN"
+    assert judged(text_of("pass"), swap_ack_p99_ms=40)["budgets"]["swap_ack_p99"]["status"] == "PASS"
+    slower = text_of("pass").replace("load a v7 7000 7040", "load a v7 7000 7140")
+    assert judged(slower, swap_ack_p99_ms=60)["budgets"]["swap_ack_p99"]["status"] == "FAIL"
+    assert judged(text_of("fail"))["status"] == "FAIL"

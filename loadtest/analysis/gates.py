@@ -9,16 +9,14 @@ import numpy as np
 
 from loadtest.analysis.attribution import DRIFT
 from loadtest.analysis.case import Case, overlapping
+from loadtest.analysis.client import LAG_LIMIT_MS, swap_lag_ms
 from loadtest.analysis.isolated import bystander_names, bystanders
 from loadtest.analysis.ledger import Ledger
-from loadtest.analysis.stats import F64
 from loadtest.analysis.timeline import clock_domains
 from loadtest.history import OK
 
-LAG_LIMIT_MS = 10.0
 ATTRIBUTABLE = 0.5
 IN_ORDER = ("complete", "run_time")
-LAG_SHARE = 0.9  # of the time in swap windows within which the lag limit must hold: one collection pause is no verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,7 @@ def _noise(case: Case) -> Gate:
 
 
 def _client(case: Case) -> Iterator[Gate]:
-    lag = _lag(case)
+    lag = swap_lag_ms(case)
     if lag is None:
         yield Gate("client_lag", False, 0, LAG_LIMIT_MS, "the client's event loop lag during swaps was not recorded")
     else:
@@ -87,20 +85,6 @@ def _client(case: Case) -> Iterator[Gate]:
         yield Gate("client_lag", lag <= LAG_LIMIT_MS, lag, LAG_LIMIT_MS, words)
     dropped = max((h.dropped for h in case.history.health), default=0)
     yield Gate("dropped", dropped == 0, dropped, 0, f"{dropped} records could not be written")
-
-
-def _lag(case: Case) -> float | None:
-    """The lag p99 that LAG_SHARE of the client's intervals around swaps stay within; None without an interval."""
-    swaps = case.swaps
-    values = [
-        h.lag_p99_ms
-        for h in case.history.health
-        if len(swaps) and ((swaps.invoked <= h.at_ns) & (swaps.end >= h.from_ns)).any()
-    ]
-    if not values and not len(swaps):
-        values = [h.lag_p99_ms for h in case.history.health]
-    pooled: F64 = np.array(values, np.float64)
-    return float(np.quantile(pooled, LAG_SHARE, method="inverted_cdf")) if len(pooled) else None
 
 
 def _record(case: Case) -> Iterator[Gate]:
@@ -124,6 +108,7 @@ def _record(case: Case) -> Iterator[Gate]:
     lost = len(history.problems)
     words = f"{lost} problems reading the history, first: {history.problems[0]}" if lost else "every line was readable"
     yield Gate("readable", lost == 0, lost, 0, words)
-    refused = [op.name for op in history.ops if op.by == "setup" and op.outcome != "ok"]
+    last = {op.adapter: op for op in history.ops if op.by == "setup"}  # a name already loaded is taken over by a second
+    refused = [op.name for op in last.values() if op.outcome != "ok"]
     words = f"setup loads that were not acked: {', '.join(refused[:5])}" if refused else "every adapter was set up"
     yield Gate("setup", not refused, len(refused), 0, words)

@@ -26,7 +26,8 @@ Rules
    time-weighted stall in swap windows stay within their budgets, where budgets are given.
 9. durable: judged per load, see `durable.py`: `lost`, `reverted`, `wiped`.
 10. steady: hangover = median ITL of streams after the last swap over that of streams before the first, at the same
-   load. FAIL only when the whole 95 % interval is over the budget, PASS when the whole interval is within.
+   load and by a client that was not late. FAIL only when the whole 95 % interval is over the budget, PASS when the
+   whole interval is within.
 11. A guarantee with a violation is FAIL; else UNKNOWN when nothing was exposed to it or evidence is missing; else
    PASS. The same order holds for the run (`verdict.combine`).
 12. Joint claims (say, fresh and ordered by the same choice of loads) are not checked jointly: each guarantee is

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from loadtest.analysis.case import Case, is_ok
+from loadtest.analysis.client import lag_ms, late
 from loadtest.analysis.gaps import Gaps
 from loadtest.analysis.stats import F64, Interval, median_ratio, quantile
 from loadtest.history import FAIL, INFO, OK, Bool
@@ -122,7 +123,9 @@ def hangover(case: Case, seed: int = 0) -> Hangover:
         return Hangover(*nothing, why)
     before, after, same = _same_load(case, before, after)
     ratio, interval = median_ratio(itl[before], itl[after], seed)
-    why = "" if same else "the load after the last swap was another than before the first"
+    sides = [(int(t.sent[side].min()), int(case.ended[side].max())) for side in (before, after)]
+    lag = lag_ms(case, *(np.array(edge, np.int64) for edge in zip(*sides, strict=True)))
+    why = late(lag) if same else "the load after the last swap was another than before the first"
     return Hangover(
         ratio,
         interval,
