@@ -68,6 +68,15 @@ class Locust:
         with contextlib.suppress(psutil.NoSuchProcess):
             self.seen |= set(self.process.children(recursive=True))
 
+    def commands(self) -> list[tuple[psutil.Process, list[str]]]:
+        """Processes below Locust now, and their command lines."""
+        self.look()
+        found = []
+        for process in self.seen:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append((process, process.cmdline()))
+        return found
+
     def wait_for(self, *words: str) -> None:
         """Until the output has all of the words, while Locust runs."""
 

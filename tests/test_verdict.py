@@ -278,3 +278,11 @@ def test_a_late_client_accuses_nobody_of_latency() -> None:
     slower = text_of("pass").replace("load a v7 7000 7040", "load a v7 7000 7140")
     assert judged(slower, swap_ack_p99_ms=60)["budgets"]["swap_ack_p99"]["status"] == "FAIL"
     assert judged(text_of("fail"))["status"] == "FAIL"
+
+
+def test_every_status_says_why() -> None:
+    good, bad = document(text_of("pass"))["guarantees"], document(text_of("fail"))["guarantees"]
+    assert good["fresh"]["because"] == "none of 44 streams violates it"
+    assert good["durable"]["because"] == "none of 12 loads violates it"
+    assert bad["untorn"]["because"] == "11 of 11 streams violate it (11 torn)"
+    assert good["steady"]["because"] == "0 streams ended before the first swap, 0 began after the last"

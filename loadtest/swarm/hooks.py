@@ -49,6 +49,7 @@ class Front:
         self._given: tuple[Any, Any, Any] = (None, None, None)  # -u -r -t
         self._refused: LoadtestError | None = None
         self._preparing = False
+        self._up: set[str] = set()  # workers that have said hello
         self._interrupts = Interrupts()
 
     # -- init ---------------------------------------------------------------------------------------------------------
@@ -88,6 +89,11 @@ class Front:
     def _listen(self, runner: Any, host: Host) -> None:
         """The workers' messages."""
 
+        def hello(environment: Any, msg: Any, **_: Any) -> None:
+            self._up.add(msg.node_id)
+            if host.run is not None and host.run.roster is not None:
+                host.run.roster.hello(msg.node_id)
+
         def on(kind: str, act: Callable[[cluster.Roster, str, Any], None]) -> None:
             def listener(environment: Any, msg: Any, **_: Any) -> None:
                 run = host.run
@@ -96,7 +102,7 @@ class Front:
 
             runner.register_message(kind, listener)
 
-        on(cluster.HELLO, lambda roster, client, data: roster.hello(client))
+        runner.register_message(cluster.HELLO, hello)
         on(cluster.READY, lambda roster, client, data: roster.ready(client, data))
         on(cluster.CLOSED, lambda roster, client, data: roster.closed(client, data))
         on(cluster.NEWS, lambda roster, client, data: host.news(data["engine"], data["message"]))
@@ -137,10 +143,15 @@ class Front:
         given, runner = self.environment.parsed_options, self.environment.runner
         if given.master and given.processes:
             deadline = time.monotonic() + FORKS_S
-            while len(runner.worker_indexes) < given.expect_workers and time.monotonic() < deadline:
+            while self._settled() < given.expect_workers and time.monotonic() < deadline:
                 gevent.sleep(0.1)
         runner.quit()
         sys.exit(code)
+
+    def _settled(self) -> int:
+        """Workers that have come up, or have come and gone: one told to quit while it comes up would report nonsense."""
+        runner = self.environment.runner
+        return len(self._up | {client for client in runner.worker_indexes if client not in runner.clients})
 
     # -- start --------------------------------------------------------------------------------------------------------
 
