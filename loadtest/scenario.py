@@ -256,7 +256,7 @@ def loads(text: str, file: str = "<scenario>") -> Scenario:
             if key not in known:
                 problems.append(Problem(tree.line(path), key, message, remedy))
     if problems or scenario is None:
-        raise ScenarioError(file, tuple(sorted(set(problems), key=lambda p: (p.line, p.key))))
+        raise ScenarioError(file, tuple(sorted(dict.fromkeys(problems), key=lambda p: (p.line, p.key))))
     return scenario
 
 

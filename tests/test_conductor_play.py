@@ -193,7 +193,8 @@ def test_an_adapter_that_is_there_already_is_taken_over_and_a_refused_one_is_sai
     conductor, server, journal, _ = build(tmp_path / "one")
     server.loaded["a"] = "/somebody/elses"
     asyncio.run(conductor.setup())
-    assert [i.mode for i in of(journal, records.Invoke)] == ["load", "inplace"]
+    assert [i.mode for i in of(journal, records.Invoke)] == ["load", "inplace", "reload"]
+    assert server.calls[-1][1:3] == (server.loaded["a"], False), "not left in the state of an in-place load"
     conductor, _, _, _ = build(tmp_path / "two", root_server="/not/mounted/here")
     with pytest.raises(TargetError, match="adapters_dir"):
         asyncio.run(conductor.setup())

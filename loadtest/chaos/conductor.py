@@ -6,6 +6,10 @@ Rules
 3. One operation at a time per adapter, the operator's included.
 4. Every swap names a path that was never loaded: real and sham differ only in content. Sham: the content served now.
 5. A swap that timed out (`info`) is not repeated; the next one goes on after its pause.
+6. After `stop` no operation begins but rollbacks; one under way has GRACE_S to be answered, then it is `info`.
+7. A name that somebody else has loaded is taken over in place, which proves that the server sees our folder, and then
+   once more by unload and load: vLLM goes on reading a folder that was loaded in place at every step, and the traffic
+   before the first swap would be as slow as that after the last.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +28,7 @@ from loadtest.errors import FeatureOff, TargetError, UsageError
 from loadtest.plan import PhasePlan, SwapPlan
 
 ROLLBACK_TIMEOUT_S = 10.0
+GRACE_S = 2.0  # an in-place load took 75-100 ms on a GPU; a hung one must not hold up Ctrl-C
 
 
 class Answer(Protocol):
@@ -39,6 +44,17 @@ class Answer(Protocol):
     def message(self) -> str: ...
     @property
     def at_ns(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """The Answer of an operation that we gave up: it may have happened, or may yet."""
+
+    at_ns: int
+    outcome: records.Outcome = "info"
+    status: int = 0
+    reason: str = "cancelled"
+    message: str = "the run ended before the answer came"
 
 
 class Admin(Protocol):
@@ -137,13 +153,12 @@ class Conductor:
     async def _first(self, adapter: _Adapter) -> None:
         v = adapter.versions[0]
         adapter.first_path = await self._folder(adapter, v.version, lambda path: actions.fresh(Path(v.path), path))
-        base = records.Invoke(0, adapter.name, "load", v.version, adapter.first_path, "", "setup", 0)
-        answer = await self._operate(base, lambda: self._admin.load(adapter.name, adapter.first_path))
-        if answer.reason == "already_loaded":  # by somebody else: take it over
-            again = dataclasses.replace(base, mode="inplace")
-            answer = await self._operate(
-                again, lambda: self._admin.load(adapter.name, adapter.first_path, inplace=True)
-            )
+        load = records.Invoke(0, adapter.name, "load", v.version, adapter.first_path, "", "setup", 0)
+        answer = await self._operate(load)
+        if answer.reason == "already_loaded":  # rule 7
+            answer = await self._operate(dataclasses.replace(load, mode="inplace"))
+            if answer.outcome == "ok":
+                answer = await self._operate(dataclasses.replace(load, mode="reload"))
         if answer.outcome != "ok":
             kind = FeatureOff if answer.reason == "feature_off" else TargetError
             remedy = "see target.adapters_dir: the server must see this path" if answer.reason == "not_found" else ""
@@ -196,6 +211,8 @@ class Conductor:
 
     async def _swap(self, adapter: _Adapter, phase: PhasePlan, how: str) -> None:
         async with adapter.lock:
+            if self._stop.is_set():  # while an operator had the lock
+                return
             if phase.arm == "bad":
                 await self._bad(adapter, phase, how)
             else:
@@ -205,7 +222,10 @@ class Conductor:
     def _next(self, adapter: _Adapter) -> VersionFile:
         if adapter.next >= len(adapter.versions) and not self._script.cycle:
             raise UsageError(f"{adapter.name} has no version left to swap to", remedy="give it more versions")
-        version = adapter.versions[adapter.next % len(adapter.versions)]
+        count = len(adapter.versions)
+        if adapter.versions[adapter.next % count].version == adapter.current.version and count > 1:
+            adapter.next += 1  # an operator has loaded it out of turn; again it would be no swap at all
+        version = adapter.versions[adapter.next % count]
         adapter.next += 1
         return version
 
@@ -218,6 +238,8 @@ class Conductor:
         if version is not None and not found:
             raise UsageError(f"{adapter} has no version {version!r}", remedy="leave it out for the next one")
         async with state.lock:
+            if self._stop.is_set():
+                raise UsageError("the run is ending", remedy="hotfix while it runs")
             await self._good(state, found[0] if found else self._next(state), "real", "operator", -1)
 
     async def _good(self, adapter: _Adapter, version: VersionFile, arm: records.Arm, by: Any, phase: int) -> None:
@@ -225,7 +247,7 @@ class Conductor:
         mode: Any = self._script.mode
         self._owe(adapter)
         invoke = records.Invoke(0, adapter.name, mode, version.version, path, arm, by, 0, phase)
-        answer = await self._operate(invoke, lambda: self._admin.load(adapter.name, path, inplace=mode == "inplace"))
+        answer = await self._operate(invoke)
         if answer.outcome == "ok":
             adapter.current = version
 
@@ -234,7 +256,7 @@ class Conductor:
         path = await self._folder(adapter, how, lambda p: actions.bad(how, source, p, rank))
         self._owe(adapter)
         invoke = records.Invoke(0, adapter.name, "inplace", f"bad:{how}", path, "bad", "scenario", 0, phase.index)
-        await self._operate(invoke, lambda: self._admin.load(adapter.name, path, inplace=True))
+        await self._operate(invoke)
 
     async def _folder(self, adapter: _Adapter, label: str, make: Callable[[Path], None]) -> str:
         """A path of this swap's own under the root; what the server is told."""
@@ -243,23 +265,43 @@ class Conductor:
         await asyncio.to_thread(make, Path(self._script.root_local) / adapter.name / name)
         return f"{self._script.root_server}/{adapter.name}/{name}"
 
-    async def _operate(self, invoke: records.Invoke, load: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Journal, send, journal the answer. A reload's unload is part of the operation."""
+    async def _operate(self, invoke: records.Invoke) -> Answer:
+        """Journal, send, journal the answer, whatever happens meanwhile."""
         self._op += 1
         invoke = dataclasses.replace(invoke, op=self._op, invoked_ns=self._now_ns())
         self._emit(invoke, flush=True)
-        gone = 0
         answer: Answer | None = None
-        if invoke.mode == "reload":
-            answer = await self._admin.unload(invoke.adapter)
-            gone = answer.at_ns if answer.outcome == "ok" else 0
-        if answer is None or answer.outcome == "ok":
-            answer = await load()
-        self._emit(
-            records.Ack(self._op, answer.outcome, answer.at_ns, answer.status, answer.reason, answer.message, gone),
-            flush=True,
-        )
+        gone = 0
+        try:
+            if invoke.mode == "reload":  # the unload is part of the operation
+                answer = await self._unless_stopped(self._admin.unload(invoke.adapter), invoke)
+                gone = answer.at_ns if answer.outcome == "ok" else 0
+            if answer is None or answer.outcome == "ok" or answer.reason == "not_found":
+                answer = None
+                load = self._admin.load(invoke.adapter, invoke.path, inplace=invoke.mode == "inplace")
+                answer = await self._unless_stopped(load, invoke)
+        finally:
+            a = answer or Unanswered(self._now_ns())
+            self._emit(records.Ack(invoke.op, a.outcome, a.at_ns, a.status, a.reason, a.message, gone), flush=True)
         return answer
+
+    async def _unless_stopped(self, sending: Coroutine[Any, Any, Answer], invoke: records.Invoke) -> Answer:
+        """The answer, or rule 6."""
+        if invoke.by == "rollback":
+            return await sending
+        task, stopping = asyncio.ensure_future(sending), asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                patience = asyncio.ensure_future(self._sleep(GRACE_S))
+                await asyncio.wait((task, patience), return_when=asyncio.FIRST_COMPLETED)
+                patience.cancel()
+            return task.result() if task.done() else Unanswered(self._now_ns())
+        finally:
+            stopping.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait((task,))
 
     def _owe(self, adapter: _Adapter) -> None:
         if not adapter.swapped:
@@ -290,9 +332,7 @@ class Conductor:
         invoke = records.Invoke(0, adapter.name, "inplace", v.version, adapter.first_path, "", "rollback", 0)
         try:
             async with asyncio.timeout(ROLLBACK_TIMEOUT_S):
-                answer = await self._operate(
-                    invoke, lambda: self._admin.load(adapter.name, adapter.first_path, inplace=True)
-                )
+                answer = await self._operate(invoke)
         except TimeoutError:
             self._undo(adapter, "failed")
             return
