@@ -100,7 +100,6 @@ class Locust:
 
     def nothing_left(self) -> bool:
         """Whether all processes that were ever below Locust are gone, or go within seconds."""
-        assert self.seen
         _, alive = psutil.wait_procs(list(self.seen), timeout=15)
         return not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 

@@ -7,7 +7,6 @@ import os
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 from locust_run import SCENARIOS, Locust, Web, free_port, locust, until
 
@@ -129,8 +128,7 @@ def test_ctrl_c_before_the_first_user(tmp_path: Path) -> None:
         run.wait_for("loadtest: results in")
         os.killpg(run.process.pid, signal.SIGINT)
         assert run.exit_code() == 2, run.output
-        run.look()
-        assert not [p for p in run.seen if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        assert run.nothing_left()
 
 
 @pytest.mark.parametrize("processes", [(), ("--processes", "2")], ids=["alone", "workers"])
@@ -189,7 +187,7 @@ def test_what_cannot_start_says_why_and_starts_nobody(
         assert run.exit_code() == code, run.output
         assert words in run.output
         assert "Traceback" not in run.output
-        assert not run.seen or run.nothing_left()
+        assert run.nothing_left()
 
 
 def test_the_web_ui_starts_stops_and_starts_again(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ class Front:
         sys.exit(code)
 
     def _settled(self) -> int:
-        """Workers that have come up, or have come and gone: one told to quit while it comes up would report nonsense."""
+        """Workers that have come up, or came and went: one told to quit while it comes up would report nonsense."""
         runner = self.environment.runner
         return len(self._up | {client for client in runner.worker_indexes if client not in runner.clients})
 
