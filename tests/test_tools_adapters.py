@@ -233,7 +233,7 @@ def test_ctrl_c_ends_a_command_at_once_and_quietly(command: list[str]) -> None:
         process.send_signal(signal.SIGINT)
         said = finish(process)
     assert said.code == 130
-    assert said.err.strip() == "interrupted"
+    assert said.err.strip() == "loadtest: interrupted"
 
 
 def test_fetch_pins_and_reuses_and_answers_in_json(hub: Hub, capsys: Caps, tmp_path: Path) -> None:

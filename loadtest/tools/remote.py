@@ -52,8 +52,9 @@ def remote(url: str | None, *, key_env: str | None = None, timeout_s: float = 60
 
 
 def named(url: str | None) -> str:
-    """The URL that `remote` will take, "" when there is none."""
-    return url or os.environ.get(ENVIRONMENT) or _kept()
+    """The URL that `remote` will take, "" when there is none; without the /v1 that OpenAI's clients want in it."""
+    found = (url or os.environ.get(ENVIRONMENT) or _kept()).strip().rstrip("/")
+    return found.removesuffix("/v1")
 
 
 def _kept() -> str:

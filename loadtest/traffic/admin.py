@@ -13,6 +13,7 @@ Rules
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -170,6 +171,11 @@ class Admin:
 
 
 def _named(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientSSLError):
+        return f"no TLS: {error.__cause__ or error}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        code, words = error.os_error.errno, error.os_error.strerror
+        return (os.strerror(code) if code and code > 0 else str(words)).lower()
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

@@ -24,10 +24,11 @@ class Redactor:
         self._secrets = sorted(_secrets(url, headers or {}), key=len, reverse=True)
 
     def __call__(self, text: str, limit: int) -> str:
-        """`text` on one line, without secrets, at most `limit` characters."""
+        """`text` on one line, without secrets and control characters, at most `limit` characters."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         text = _BEARER.sub(r"\1 ***", _USERINFO.sub("//***@", text))
+        text = "".join(c if c.isprintable() else " " for c in text)  # no word of a server steers a terminal
         text = " ".join(text.split())
         return text if len(text) <= limit else text[: limit - 1] + "…"
 
