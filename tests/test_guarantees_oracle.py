@@ -212,8 +212,8 @@ def test_a_larger_clock_error_never_adds_a_fail(seed: int, ms: float) -> None:
         {g.name for g in judge(h, Require(clock_error_ns=e)).guarantees if g.status == "FAIL"}
         for e in (0, round(ms * 1e6))
     )
-    # Rule 1: a token without a candidate has no say. A clock error that excuses a prophetic token gives it one, and what
-    # was a violation of valid may then be one of order: an accusation changes its name, none comes out of nothing.
+    # Rule 1: a token without a candidate has no say. A clock error that excuses a prophetic token gives it one, and
+    # what was a violation of valid may then be one of order: an accusation changes its name, none comes out of nothing.
     renamed = {"ordered", "monotonic"} if "valid" in exact else set()
     assert vague - {"durable"} - renamed <= exact
 
