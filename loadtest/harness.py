@@ -113,6 +113,7 @@ class Session:
             "vocab": self.target.vocab,
             "model_base": self.target.model,
             "headers": self.target.headers,
+            "markers": [[name, v.version, list(v.markers)] for name, found in self.versions.items() for v in found],
             "limits": {"stream_deadline_s": traffic.stream_deadline, "stall_s": traffic.stall, "connect_s": 10.0},
         }
 
@@ -191,8 +192,9 @@ class Session:
 
 def engine_config(run_info: Mapping[str, Any], engine: str, role: str) -> dict[str, Any]:
     """The `configure` message of an engine, from a session's `run_info`."""
-    keys = ("folder", "url", "seed", "model_base", "headers", "limits")
-    return {"op": "configure", "engine": engine, "role": role, **{k: run_info[k] for k in keys}}
+    keys = ("folder", "url", "seed", "model_base", "headers", "limits", "markers")
+    own = {"op": "configure", "engine": engine, "role": role, "scrape": role != "worker"}
+    return {**own, **{k: run_info[k] for k in keys}}
 
 
 def _scenario(options: Options) -> Scenario:

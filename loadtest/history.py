@@ -117,6 +117,7 @@ class History:
     events: tuple[records.Event, ...]
     ends: tuple[records.End, ...]
     problems: tuple[str, ...]
+    scrapes: tuple[records.Scrape, ...] = ()
 
 
 def load(folder: Path) -> History:
@@ -155,6 +156,7 @@ def build(files: list[File]) -> History:
         undo=gather(records.Undo),
         events=gather(records.Event),
         ends=gather(records.End),
+        scrapes=gather(records.Scrape),
         problems=tuple(problems),
     )
 

@@ -174,6 +174,26 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
+class Scrape:
+    """The target's own /metrics, read about once a second by the engine that swaps; -1 where it does not say."""
+
+    kind: ClassVar[str] = "scrape"
+    at_ns: int  # the answer was read
+    took_ms: float
+    running: float = -1.0  # requests in the batch
+    waiting: float = -1.0  # requests queued
+    kv_usage: float = -1.0  # share of the KV cache in use, 0 to 1
+    prompt_tokens: float = -1.0  # counter
+    generation_tokens: float = -1.0  # counter
+    cache_queries: float = -1.0  # counter: prompt tokens looked up in the prefix cache
+    cache_hits: float = -1.0  # counter: of those, found
+    preemptions: float = -1.0  # counter
+    lora_slots: int = -1  # adapters that fit on the device at once
+    lora_running: str = ""  # adapters with a request in the batch, comma between
+    lora_waiting: str = ""  # adapters with a request queued, comma between
+
+
+@dataclass(frozen=True, slots=True)
 class Undo:
     """Rollback journal: `planned` before the first swap of an adapter, `played` after its undo was acked."""
 
@@ -206,7 +226,7 @@ class End:
     reason: str  # "complete" | "run_time" | "interrupted" | "target_died" | "error"
 
 
-Record = Run | Phase | Version | Invoke | Ack | Send | Stream | Health | Undo | Event | End
+Record = Run | Phase | Version | Invoke | Ack | Send | Stream | Health | Scrape | Undo | Event | End
 KINDS: dict[str, type[Record]] = {
-    t.kind: t for t in (Run, Phase, Version, Invoke, Ack, Send, Stream, Health, Undo, Event, End)
+    t.kind: t for t in (Run, Phase, Version, Invoke, Ack, Send, Stream, Health, Scrape, Undo, Event, End)
 }

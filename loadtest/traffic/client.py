@@ -121,13 +121,16 @@ class StreamClient:
         *,
         options: Options | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns,
+        reading: set[Reads] | None = None,
     ) -> None:
+        """`reading` always holds the reads of the streams that are not journaled yet, for whoever watches."""
         self._session = session
         self._url = url.rstrip("/") + "/v1/completions"
         self._journal = journal
         self._options = options or Options()
         self._now_ns = now_ns
         self._turn = asyncio.Lock()  # to decode
+        self._reading = set() if reading is None else reading
 
     async def stream(self, ask: Ask) -> Stream:
         """Send `ask` and read to the end; the journaled record. Raises CancelledError only."""
@@ -146,12 +149,19 @@ class StreamClient:
             )
         )
         reads = Reads(options.limits.kept_bytes, self._now_ns)
+        self._reading.add(reads)
+        try:
+            return await self._read(ask, body, sent_ns, reads)
+        finally:
+            self._reading.discard(reads)
+
+    async def _read(self, ask: Ask, body: bytes, sent_ns: int, reads: Reads) -> Stream:
         state = _State()
         try:
             await self._watched(body, reads, state)
         except asyncio.CancelledError:
             state.ending, state.words = "cancelled", "cancelled by the user or the end of the run"
-            self._keep(decode(self._seen(ask, sent_ns, reads, state), options.redact))
+            self._keep(decode(self._seen(ask, sent_ns, reads, state), self._options.redact))
             raise
         return await self._decoded(self._seen(ask, sent_ns, reads, state))
 

@@ -105,6 +105,11 @@ class Director:
             "reason": ack.reason,
             "message": ack.message,
             "ack_ms": (ack.acked_ns - invoke.invoked_ns) / 1e6 if ack.acked_ns else None,
+            "swap": invoke.op,
+            "by": invoke.by,
+            "mode": invoke.mode,
+            "invoked_ns": invoke.invoked_ns,
+            "acked_ns": ack.acked_ns,
             "n": self._swaps,
         }
         if invoke.by == "operator":

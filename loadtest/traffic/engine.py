@@ -39,7 +39,9 @@ from loadtest.traffic.admin import Admin
 from loadtest.traffic.client import Limits, Options, StreamClient, open_session
 from loadtest.traffic.director import Director, Emit
 from loadtest.traffic.ipc import FrameError, Message, Unframer, frame
+from loadtest.traffic.live import Live
 from loadtest.traffic.pulse import Pulse
+from loadtest.traffic.scrape import INTERVAL_S, Scraper
 from loadtest.traffic.streams import Streams
 from loadtest.traffic.words import Redactor
 
@@ -67,6 +69,9 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
         self._journal: Journal | None = None
+        self._live: Live | None = None
+        self._scraper: Scraper | None = None
+        self._started_ns = 0
         self._streams: Streams | None = None
         self._pulse: Pulse | None = None
         self._director: Director | None = None
@@ -152,6 +157,8 @@ class Engine:
                 self._spawn(self._director.play())
             case "hotfix":
                 self._spawn(self._director.hotfix(message["id"], message["adapter"], message.get("version")))
+            case "swapped":
+                self._learn(message)
             case "event":
                 self._note(message["what"], message.get("detail", ""))
             case "stop":
@@ -189,18 +196,26 @@ class Engine:
         _log_to(folder)
         headers, url, limits = dict(message.get("headers") or {}), message["url"], Limits(**message.get("limits", {}))
         redact = Redactor(url, headers)
-        self._journal = journal = Journal(folder, self._header(message, folder.name))
+        header = self._header(message, folder.name)
+        self._started_ns = header.started_ns
+        self._journal = journal = Journal(folder, header)
+        self._live = live = Live(journal, self._now_ns)
+        for adapter, version, markers in message.get("markers") or ():
+            live.declare(adapter, version, markers)
         self._session = session = open_session(headers, limits.connect_s)
         options = Options(message.get("model_base", "base"), limits, redact)
-        client = StreamClient(session, url, journal, options=options, now_ns=self._now_ns)
+        client = StreamClient(session, url, live, options=options, now_ns=self._now_ns, reading=live.reads)
 
         def admin(timeout_s: float) -> Admin:
             return Admin(session, url, self._now_ns, timeout_s, redact)
 
         self._streams = Streams(client, self._send, admin(30.0).health, self._note, self._now_ns)
-        self._director = Director(lambda script, emit: self._conductor(script, admin, emit), journal.emit, self._send)
+        self._director = Director(lambda script, emit: self._conductor(script, admin, emit), live.emit, self._send)
         self._pulse = Pulse(self._second, lambda: self._streams.open if self._streams else 0, self._dropped)
         self._pulse.start()
+        if message.get("scrape"):  # one engine of a run asks the target how it is
+            self._scraper = Scraper(admin(INTERVAL_S).metrics, journal.emit, self._now_ns)
+            self._scraper.start()
         self._send({"op": "ready", "pid": os.getpid()})
 
     def _conductor(self, script: Message, admin: Callable[[float], Admin], emit: Emit) -> Conductor:
@@ -248,8 +263,17 @@ class Engine:
                 "info": counts.info,
                 "tokens": counts.tokens,
                 "lag_ms": health.lag_p99_ms,
+                "cpu": round(health.cpu_s / max(1e-9, (health.at_ns - health.from_ns) / 1e9), 4),
+                "dropped": health.dropped,
+                "started_ns": self._started_ns,
+                **(self._live.second() if self._live is not None else {}),
             }
         )
+
+    def _learn(self, message: Message) -> None:
+        """What the run's other engine has swapped."""
+        if self._live is not None:
+            self._live.swapped(message)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -284,6 +308,8 @@ class Engine:
         except Exception as e:
             self._trouble(f"the rollback failed: {type(e).__name__}: {e}")
             traceback.print_exc()
+        if self._scraper is not None:
+            await self._scraper.stop()
         if self._pulse is not None:
             await self._pulse.stop()
         self._closed = True
