@@ -3,8 +3,10 @@
     python -m loadtest.guardian FD LOG -- COMMAND...
 
 Rules
-1. FD is the read end of a pipe whose write end only our process holds. When we end, in whatever way, also by SIGKILL,
-   the pipe reads EOF and the guardian ends the command's whole process group: SIGTERM, `GRACE_S`, SIGKILL.
+1. FD is the read end of a pipe whose write end only our process holds. `stop` writes a byte; when we end in any other
+   way, also by SIGKILL, the pipe reads EOF. Then the guardian ends the command's whole process group: SIGTERM,
+   `GRACE_S`, SIGKILL. After an EOF it waits `ORPHANED_S` first: engines of ours that outlive us for a moment cancel
+   their streams and roll back meanwhile, and do not record a server that went away under them.
 2. The guardian runs in a session of its own: a Ctrl-C in the terminal is ours to handle, not the server's.
 3. If the guardian itself is killed, the kernel kills the command (PR_SET_PDEATHSIG, Linux only).
 """
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GRACE_S = 5.0
+ORPHANED_S = 1.5  # workers and engines look for their parent every 0.5 s
 _PR_SET_PDEATHSIG = 1
 
 
@@ -65,7 +68,9 @@ def main(argv: Sequence[str]) -> int:
         )
     signal.signal(signal.SIGTERM, lambda *_: os._exit(_stop(child)))
     while child.poll() is None:
-        if select.select([fd], [], [], 0.1)[0] and not os.read(fd, 1):
+        if select.select([fd], [], [], 0.1)[0]:
+            if not os.read(fd, 1):
+                time.sleep(ORPHANED_S)
             break
     return _stop(child)
 
@@ -114,6 +119,8 @@ class Guarded:
     def stop(self) -> None:
         """End the command and all of its children; returns when they are gone."""
         if self.pipe >= 0:
+            with contextlib.suppress(BrokenPipeError):  # the command has ended, and its guardian with it
+                os.write(self.pipe, b".")
             os.close(self.pipe)
             self.pipe = -1
         with contextlib.suppress(subprocess.TimeoutExpired):

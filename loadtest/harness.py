@@ -89,7 +89,12 @@ class Session:
         results = options.results or Path("results")
         folder = _run_folder(results, options.scenario or DEFAULT_SCENARIO, seed)
         progress(f"results in {folder}")
-        target = open_target(scenario.target, folder, progress)
+        try:
+            target = open_target(scenario.target, folder, progress)
+        except BaseException:
+            with contextlib.suppress(OSError):  # a server's log is kept
+                folder.rmdir()
+            raise
         try:
             phases = plan.phases(scenario, seed)
             undo.play(results, target.url, target.headers, progress)
@@ -100,6 +105,7 @@ class Session:
         except BaseException:
             target.stop()
             raise
+        _point_latest(results, folder)
         return session
 
     def run_info(self) -> dict[str, Any]:
@@ -209,7 +215,7 @@ def _scenario(options: Options) -> Scenario:
 
 
 def _run_folder(results: Path, scenario: Path, seed: int) -> Path:
-    """results/<date>-<time>-<scenario>-<seed>, and results/latest pointing at it."""
+    """results/<date>-<time>-<scenario>-<seed>, made."""
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{scenario.stem}-{seed}"
     for attempt in range(100):
         folder = results / (stem if not attempt else f"{stem}-{attempt}")
@@ -219,12 +225,12 @@ def _run_folder(results: Path, scenario: Path, seed: int) -> Path:
             continue
         except OSError as e:
             raise UsageError(f"cannot write to {results} ({e.strerror})", remedy="choose another --results") from e
-        _point_latest(results, folder)
         return folder
     raise UsageError(f"{results / stem} and 99 more exist", remedy="remove some")
 
 
 def _point_latest(results: Path, folder: Path) -> None:
+    """results/latest: the newest run that could start."""
     link = results / f".latest-{os.getpid()}"
     with contextlib.suppress(OSError):  # a convenience: some filesystems have no symbolic links
         link.unlink(missing_ok=True)

@@ -155,9 +155,10 @@ def serve_forever(
     try:
         return process.wait()
     except KeyboardInterrupt:
-        return process.wait()
+        pass
     finally:
-        os.close(write_end)
+        os.close(write_end)  # a Ctrl-C reaches the server too, a SIGINT to us alone does not
+    return process.wait()
 
 
 def forge(

@@ -69,3 +69,29 @@ def test_a_command_that_ends_is_noticed_and_its_log_kept(tmp_path: Path) -> None
     assert not guarded.alive()
     assert guarded.tail() == "no memory"
     guarded.stop()
+
+
+def test_engines_that_outlive_their_host_for_a_moment_end_before_the_server(tmp_path: Path) -> None:
+    """Else they would record a server that went away under their streams: a failure that was ours."""
+    stamp = "import pathlib, time; pathlib.Path({!r}).write_text(str(time.monotonic_ns()))"
+    server, engine = tmp_path / "server", tmp_path / "engine"
+    serving = (
+        f"import signal, sys, time\ndef end(*_):\n  {stamp.format(str(server))}\n  sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end)\nprint('up', flush=True)\ntime.sleep(60)"
+    )
+    following = (
+        "import os, sys, time\nfrom loadtest.traffic.engine import PARENT_POLL_S\nprint('up', flush=True)\n"
+        f"while os.getppid() == int(sys.argv[1]): time.sleep(PARENT_POLL_S)\n{stamp.format(str(engine))}"
+    )
+    code = (
+        "import os, subprocess, sys, time; from pathlib import Path; from loadtest.guardian import Guarded\n"
+        f"up = open({str(tmp_path / 'up')!r}, 'w')\n"
+        f"subprocess.Popen([sys.executable, '-c', {following!r}, str(os.getpid())], stdout=up)\n"
+        f"Guarded.start([sys.executable, '-c', {serving!r}], Path({str(tmp_path / 'log')!r})); time.sleep(60)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code])
+    assert first_line(tmp_path / "log") == first_line(tmp_path / "up") == "up"
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.wait()
+    assert wait_for(lambda: server.exists() and server.read_text())
+    assert int(engine.read_text()) < int(server.read_text())

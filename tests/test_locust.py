@@ -188,6 +188,7 @@ def test_what_cannot_start_says_why_and_starts_nobody(
         assert words in run.output
         assert "Traceback" not in run.output
         assert run.nothing_left()
+    assert not list(run.results.glob("*"))  # nothing was recorded, and `latest` stays with what was
 
 
 def test_the_web_ui_starts_stops_and_starts_again(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -55,6 +56,21 @@ def test_sigterm_ends_it_in_order(base: Path, tmp_path: Path) -> None:
     with embedded(base, tmp_path) as server:
         server.process.terminate()
         assert server.process.wait(timeout=10) == 0
+
+
+def test_serve_ends_with_its_server_on_a_sigint_that_only_it_gets(tmp_path: Path) -> None:
+    port = tmp_path / "port"
+    command = [sys.executable, "-m", "loadtest.cli", "serve", "--port", "0", "--", "--port-file", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(port.exists, patience_s=60)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", int(port.read_text())))
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize(
