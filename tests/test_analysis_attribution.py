@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from minihistory import FIRST_MARKER, history
 
-from loadtest.analysis.attribution import PLAIN, SUPPORT, UNKNOWN, Attribution, attribute, token_codes
+from loadtest.analysis.attribution import PLAIN, UNKNOWN, Attribution, attribute, token_codes
+from loadtest.analysis.noise import LONE, SUPPORT, Noise
 from loadtest.analysis.timeline import lookup, timeline
 from loadtest.history import History
 
@@ -71,8 +72,60 @@ def test_with_noise_in_the_adapter_a_short_run_is_noise_too(count: int) -> None:
     assert found == [*expected, (1, 1, 9)]
 
 
-def test_noise_of_one_adapter_says_nothing_about_another() -> None:
-    assert runs(attributed("stream a 15: v1*5 b/v0 v1*5\nstream b 16: v0*9 x"))[:3] == [(0, 1, 5), (0, 2, 1), (0, 1, 5)]
+def test_noise_in_one_adapter_is_noise_of_the_engine() -> None:
+    assert runs(attributed("stream a 15: v1*5 b/v0 v1*5\nstream b 16: v0*9 x")) == [(0, 1, 10), (1, 2, 9)]
+
+
+def strays(streams: int, odd: int, what: str = "b/v0", plain: int = 0) -> Attribution:
+    """`streams` streams of 100 tokens, the first `odd` of them with one stray, the next `plain` with a plain token."""
+    words = [what] * odd + ["x"] * plain + ["v1"] * (streams - odd - plain)
+    return attributed("\n".join(f"stream a {15 + i}: v1*50 {word} v1*49" for i, word in enumerate(words)))
+
+
+@pytest.mark.parametrize(
+    ("streams", "odd", "plain", "believed"),
+    [
+        (LONE // 100, 1, 0, "all"),  # a run so small that drift would not have shown
+        (LONE // 100 + 1, 1, 0, "none"),  # one alone
+        (60, 2, 0, "all"),  # two, and no plain token beside them
+        (60, 0, 0, "none"),
+        (60, 2, 1, "none"),
+        (60, 12, 1, "none"),  # a fair coin: 14 in 8,192
+        (60, 13, 1, "leaks"),  # 15 in 16,384
+        (60, 30, 20, "none"),
+    ],
+)
+def test_strays_are_weighed_against_plain_tokens(streams: int, odd: int, plain: int, believed: str) -> None:
+    found = strays(streams, odd, plain=plain)
+    assert (found.noise.believed, found.noise.strays, found.noise.plain) == (believed, odd, plain)
+    assert ((0, 2, 1) in runs(found)) == (believed != "none" and odd > 0)
+
+
+def test_strays_of_the_streams_own_adapter_are_never_believed_under_drift() -> None:
+    found = strays(60, 30, what="v0", plain=1)
+    assert (found.noise.believed, {content for _, content, _ in runs(found)}) == ("none", {1})
+    both = attributed("\n".join(f"stream a {15 + i}: v1*9 b/v0 v1*5 v0" for i in range(40)) + "\nstream a 99: v1*9 x")
+    assert (both.noise.believed, {content for _, content, _ in runs(both)}) == ("leaks", {1, 2})
+
+
+@pytest.mark.parametrize(
+    ("strays", "plain", "share", "unexplained"),
+    [(0, 9, 0.001, False), (1, 0, 0.0009, True), (1, 0, 0.0011, False), (5, 3, 0.001, True), (1, 40, 0.001, False)],
+)
+def test_strays_that_chance_does_not_explain_are_said_to_be_there(
+    strays: int, plain: int, share: float, unexplained: bool
+) -> None:
+    assert Noise(9999, plain, strays, share, "none").unexplained == unexplained
+    assert not Noise(9999, plain, strays, share, "all").unexplained
+
+
+def test_the_share_of_markers_is_taken_of_the_largest_id_seen() -> None:
+    assert attributed("stream a 15: v1*5").noise.share == 3 / (FIRST_MARKER + 3)
+
+
+def test_the_main_run_of_a_stream_is_no_stray() -> None:
+    found = attributed("stream a 15: v1\nstream a 16: v1*2 v0*2\nstream a 17: v0 v1*2")
+    assert found.noise.strays == 3  # v0*2 after v1*2, and v0 before v1*2
 
 
 @pytest.mark.parametrize(

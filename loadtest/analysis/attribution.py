@@ -5,9 +5,9 @@
 2. A plain token in an adapter's stream is noise up to a rate of DRIFT. What noise at that rate cannot explain is
    `fallback`: RUN plain tokens in a row (0.02^8 = 2.6e-14), or a whole stream of at least WHOLE (6.4e-11).
    Where a load of unknown content may be in service, plain tokens say nothing.
-3. Noise can also hit a marker. In an adapter whose streams hold plain tokens outside fallbacks, and in a stream that
-   holds a fallback, a run shorter than SUPPORT of one content is noise (three in a row: under 1e-11). Without any
-   plain token, one marker token is evidence. Hence a tear within SUPPORT - 1 tokens of an end may stay unknown.
+3. Noise can also hit a marker. Whether runs shorter than SUPPORT are evidence is weighed once for the whole run
+   (noise.py): where they are not, and in a stream that holds a fallback, they are dropped. Hence a tear within
+   SUPPORT - 1 tokens of an end may stay unknown.
 4. The base may emit a marker by itself. In base streams a content counts as a leak when one stream holds so many of
    its tokens that BASE_RATE explains them with probability under BASE_ERROR, while the content may be loaded, and
    when no content that is *not* loaded hits base streams like that (a base that loops on a marker).
@@ -23,16 +23,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from loadtest.analysis.noise import SUPPORT, Noise, stray, weigh
 from loadtest.analysis.stats import binomial_tail
 from loadtest.analysis.timeline import BASE, NEVER, Contents, Lookup
 from loadtest.history import I32, I64, Bool, History
 
 PLAIN, UNKNOWN = -1, -2
 
-DRIFT = 2e-2  # guessed from above: forged markers missed 0 of 40,543 tokens on bf16, weak ones 5e-4 to 4e-2
 RUN = 8
 WHOLE = 6
-SUPPORT = 3
 BASE_RATE = 1e-3  # five times what a base with random weights showed (3 of 16,384)
 BASE_ERROR = 1e-9
 LOOPING = 10  # base streams that must be hit by a loaded content for each one hit by a content that is not loaded
@@ -78,6 +77,7 @@ class Attribution:
     method: dict[str, str]  # adapter -> "marker" | "mixed" | "none" | "base"
     informative: int  # tokens in `runs` and `fallback`, and of judged base streams
     plain: dict[str, int]  # adapter -> plain tokens outside fallbacks: the noise
+    noise: Noise
 
 
 def adapter_codes(history: History, contents: Contents) -> I32:
@@ -115,9 +115,9 @@ def attribute(history: History, look: Lookup) -> Attribution:
     runs = _runs(history, code, stream, code >= 0)
     in_base = owner[runs.stream] == base
     leaks = _base_leaks(history, look, runs.pick(in_base))
-    noisy = (plain > 0)[owner]
-    noisy[fallback.stream] = True
-    rest = _denoise(runs.pick(~in_base), noisy)
+    mine = runs.pick(~in_base)
+    noise, dropped = _noise(history, look, mine, plain, fallback)
+    rest = _denoise(mine, dropped)
     runs = _sorted(_concatenate(rest, leaks))
     own = contents.adapter[runs.content] == owner[runs.stream]
     judged = np.zeros(len(history.streams), bool)
@@ -135,7 +135,24 @@ def attribute(history: History, look: Lookup) -> Attribution:
         dict(zip(names, methods, strict=True)),
         informative,
         {name: int(plain[i]) for i, name in enumerate(names) if marked[i]},
+        noise,
     )
+
+
+def _noise(history: History, look: Lookup, runs: Runs, plain: I64, fallback: Runs) -> tuple[Noise, Bool]:
+    """(the run's noise, [R] runs to be dropped for it). A fallback's stream holds none but the base's own tokens."""
+    based = np.zeros(len(history.streams), bool)
+    based[fallback.stream] = True
+    short, inside = runs.count < SUPPORT, based[runs.stream]
+    odd = stray(runs.stream, runs.count) & ~inside
+    count = int(runs.count[~inside].sum()) + int(plain.sum())
+    own = look.line.contents.adapter[runs.content] == adapter_codes(history, look.line.contents)[runs.stream]
+    strays = (int(runs.count[odd & own].sum()), int(runs.count[odd & ~own].sum()))
+    noise = weigh(history, count, int(plain.sum()), strays)
+    dropped = short & inside
+    if noise.believed != "all":
+        dropped |= (short if noise.plain else odd) & (own | (noise.believed == "none"))
+    return noise, dropped
 
 
 def _methods(contents: Contents, adapters: int) -> list[str]:
@@ -203,9 +220,9 @@ def _plain(history: History, look: Lookup, tokens: tuple[I32, I32, I32], marked:
     return runs.pick(base), noise
 
 
-def _denoise(runs: Runs, noisy: Bool) -> Runs:
+def _denoise(runs: Runs, dropped: Bool) -> Runs:
     """Drop runs that noise explains, then join what they separated."""
-    kept = runs.pick(~noisy[runs.stream] | (runs.count >= SUPPORT))
+    kept = runs.pick(~dropped)
     if len(kept) == len(runs) or not len(kept):
         return kept
     fresh = (kept.stream[1:] != kept.stream[:-1]) | (kept.content[1:] != kept.content[:-1])

@@ -5,7 +5,8 @@ was invoked. A stream is *older* when every token's loads all ended before k beg
 load that overwrites k accuses nobody). At least MIN_STREAMS informative streams must lie in a window for it to count.
 
 1. lost: k is ok, no stream of its window is newer, and no token of its content was read since k was invoked, until the
-   next load of that content.
+   next load of that content. Where streams went on showing older versions for a while after loads that were seen in the
+   end, k is given as long before it is called lost: a server ten seconds behind is stale, and loses nothing.
 2. reverted: newer streams, then only older ones up to the window's end, so many that the share of older ones among
    the streams sent in between (plus one of each kind) explains them with probability under REVERT_ERROR. A server of
    which one replica lags mixes old and new all the time: that is stale, not reverted.
@@ -64,8 +65,9 @@ def durable(case: Case) -> Finding:
     judged = 0
     for adapter in sorted({op.adapter for op in case.history.ops}):
         view = _view(case, adapter)
-        for i, op in enumerate(view.ops):
-            verdict = _judge(case, view, i, op)
+        patience = _patience(case, view)
+        for i in range(len(view.ops)):
+            verdict = _judge(case, view, i, patience)
             judged += verdict is not None
             charges += [verdict] if verdict is not None and verdict.kind else []
     charges.sort(key=lambda c: (c.op.invoked, c.op.name))
@@ -110,8 +112,25 @@ def _view(case: Case, adapter: str) -> _Adapter:
     )
 
 
-def _judge(case: Case, view: _Adapter, i: int, op: Op) -> _Charge | None:
+def _patience(case: Case, view: _Adapter) -> int:
+    """The longest that streams went on showing older versions after a load was acked that was seen in the end."""
+    codes = {label: i for i, label in enumerate(case.look.line.contents.labels)}
+    first = np.full(len(codes), NEVER, np.int64)
+    np.minimum.at(first, view.run_content, view.run_begin)
+    longest = 0
+    for op in view.ops:
+        seen = NEVER if op.mode == "unload" or op.outcome != "ok" else int(first[codes[op.adapter, op.version]])
+        if seen < NEVER:
+            a, b = np.searchsorted(view.sent, [op.acked + case.epsilon, seen], side="right")
+            end = view.end[a:b]
+            old = view.sent[a:b][(end > -NEVER) & (end + case.epsilon < op.invoked)]
+            longest = max(longest, int(old.max(initial=op.acked)) - op.acked)
+    return longest
+
+
+def _judge(case: Case, view: _Adapter, i: int, patience: int) -> _Charge | None:
     """None when the load cannot be judged; a charge of kind "" when it is innocent."""
+    op = view.ops[i]
     if op.mode == "unload" or op.outcome == "info" or op.acked == 0:
         return None
     later = [o.invoked for o in view.ops[i + 1 :] if o.outcome != "fail"]
@@ -121,10 +140,10 @@ def _judge(case: Case, view: _Adapter, i: int, op: Op) -> _Charge | None:
         return _wiped(case, view, i, slice(a, b))
     if op.version.startswith(BAD):
         return None
-    return _kept(case, view, op, slice(a, b))
+    return _kept(case, view, op, slice(a, b), patience)
 
 
-def _kept(case: Case, view: _Adapter, op: Op, window: slice) -> _Charge | None:
+def _kept(case: Case, view: _Adapter, op: Op, window: slice, patience: int) -> _Charge | None:
     """lost, reverted or innocent."""
     end = view.end[window]
     known = end > -NEVER
@@ -132,7 +151,7 @@ def _kept(case: Case, view: _Adapter, op: Op, window: slice) -> _Charge | None:
     if len(rows) < MIN_STREAMS:
         return None
     if not newer.any():
-        seen = _content_seen(case, view, op)
+        seen = _content_seen(case, view, op) or int(view.sent[-1]) - op.acked <= patience
         words = f"none of the {len(rows)} streams sent between its ack and the next load shows {op.version}"
         return _Charge(op, "" if seen else "lost", int(rows[0]), words)
     first, last = int(np.argmax(newer)), len(newer) - 1 - int(np.argmax(newer[::-1]))

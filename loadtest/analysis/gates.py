@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loadtest.analysis.attribution import DRIFT
 from loadtest.analysis.case import Case, overlapping
 from loadtest.analysis.client import LAG_LIMIT_MS, swap_lag_ms
 from loadtest.analysis.isolated import bystander_names, bystanders
 from loadtest.analysis.ledger import Ledger
+from loadtest.analysis.noise import DRIFT
 from loadtest.analysis.timeline import clock_domains
 from loadtest.history import OK
 
 ATTRIBUTABLE = 0.5
+NOISE_LIMIT = 2 * DRIFT  # a share that drift at the rate of DRIFT does not reach by chance in a run worth judging
 IN_ORDER = ("complete", "run_time")
 
 
@@ -69,11 +70,16 @@ def _bystanders(case: Case) -> Iterator[Gate]:
 
 
 def _noise(case: Case) -> Gate:
-    """More plain tokens than the fallback test assumes would make its error probabilities wrong."""
-    plain, informative = sum(case.attribution.plain.values()), case.attribution.informative
-    share = plain / (plain + informative) if plain else 0.0
-    words = f"{100 * share:.2f} % of the tokens of marker adapters are no marker, {100 * DRIFT:g} % are tolerated"
-    return Gate("noise", share <= DRIFT, share, DRIFT, words)
+    """Noise beyond what the tests of attribution assume, or odd tokens that are neither noise nor evidence."""
+    noise = case.attribution.noise
+    share = noise.plain / noise.tokens if noise.plain else 0.0
+    words = f"{100 * share:.2f} % of the tokens of marker adapters are no marker, {100 * NOISE_LIMIT:g} % are tolerated"
+    if noise.unexplained:
+        words += (
+            f"; {noise.strays} tokens carry another content's marker, which chance explains with probability "
+            f"{noise.chance:.1g} and which accuses nobody beside {noise.plain} plain ones"
+        )
+    return Gate("noise", share <= NOISE_LIMIT and not noise.unexplained, share, NOISE_LIMIT, words)
 
 
 def _client(case: Case) -> Iterator[Gate]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loadtest.analysis.attribution import SUPPORT
+from loadtest.analysis.noise import SUPPORT
 from loadtest.history import OK, History
 from loadtest.report.timeline import BASE, Contents, Segments, contents, segments
 
