@@ -97,7 +97,8 @@ class Session:
             raise
         try:
             phases = plan.phases(scenario, seed)
-            undo.play(results, target.url, target.headers, progress)
+            for url in target.urls:
+                undo.play(results, url, target.headers, progress)
             versions = prepare.versions(scenario, phases, target, folder / "versions", seed)
             session = cls(scenario, folder, seed, role, target, versions, options.run_time_s)
             session._write_scenario()
@@ -114,6 +115,8 @@ class Session:
         return {
             "folder": str(self.folder.resolve()),
             "url": self.target.url,
+            "replicas": list(self.target.replicas),
+            "spread": self.scenario.target.spread,
             "seed": self.seed,
             "scenario": self._text(),
             "vocab": self.target.vocab,
@@ -147,6 +150,7 @@ class Session:
             max_rank=spec.max_lora_rank,
             run_time_s=self.run_time_s,
             cycle=True,
+            replicas=self.target.replicas,
         )
         return script.to_json()
 
@@ -198,7 +202,7 @@ class Session:
 
 def engine_config(run_info: Mapping[str, Any], engine: str, role: str) -> dict[str, Any]:
     """The `configure` message of an engine, from a session's `run_info`."""
-    keys = ("folder", "url", "seed", "model_base", "headers", "limits", "markers")
+    keys = ("folder", "url", "replicas", "spread", "seed", "model_base", "headers", "limits", "markers")
     own = {"op": "configure", "engine": engine, "role": role, "scrape": role != "worker"}
     return {**own, **{k: run_info[k] for k in keys}}
 

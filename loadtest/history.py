@@ -63,6 +63,7 @@ class StreamTable:
     prompt_start: I64  # index into History.prompts
     text_only: Bool
     phase: I32  # index of the phase in which it was sent, -1 for none
+    replica: I32  # index into Run.replicas, 0 for the one server
 
     def __len__(self) -> int:
         return len(self.name)
@@ -87,6 +88,7 @@ class Op:
     reason: str = ""
     message: str = ""
     gone: int = 0
+    answers: tuple[records.ReplicaAck, ...] = ()  # of a fleet, by replica
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,9 @@ def _unique_versions(versions: tuple[records.Version, ...]) -> tuple[records.Ver
 
 def _ops(file: File, problems: list[str]) -> list[Op]:
     acks = {a.op: a for a in typed(file, records.Ack, problems)}
+    answers: dict[int, list[records.ReplicaAck]] = {}
+    for answer in typed(file, records.ReplicaAck, problems):
+        answers.setdefault(answer.op, []).append(answer)
     out = []
     for i in typed(file, records.Invoke, problems):
         a = acks.get(i.op) or records.Ack(op=i.op, outcome="info", acked_ns=0, reason="unfinished")
@@ -188,6 +193,7 @@ def _ops(file: File, problems: list[str]) -> list[Op]:
                 reason=a.reason,
                 message=a.message,
                 gone=a.gone_ns,
+                answers=tuple(answers.get(i.op, ())),
             )
         )
     return out
@@ -301,6 +307,7 @@ def _table(rows: list[dict[str, Any]], names: list[str], bases: list[tuple[int, 
         prompt_start=np.cumsum(prompt) - prompt,
         text_only=column("text_only", np.bool_)[order],
         phase=np.full(len(rows), -1, np.int32),
+        replica=column("replica", np.int32)[order],
     )
     return (
         table,

@@ -98,7 +98,8 @@ _NEVER: dict[str, Any] = {
     "text_only": False,
 }
 _REQUIRED = ("stream", *_SENT)
-_TYPES = {k: type(v) for k, v in _NEVER.items()} | {
+_OPTIONAL: dict[str, Any] = {"replica": 0}
+_TYPES = {k: type(v) for k, v in (_NEVER | _OPTIONAL).items()} | {
     "stream": int,
     "adapter": str,
     "user": str,
@@ -126,7 +127,7 @@ def stream_rows(file: File, tokens: int, prompts: int, problems: list[str]) -> l
         if not _usable(row):
             problems.append(f"{where}: a stream line lacks a field or has one of a wrong type; ignored")
             continue
-        row = {**_NEVER, **row}
+        row = {**_OPTIONAL, **_NEVER, **row}
         if row["offset"] + row["tokens"] > tokens or row["prompt_offset"] + row["prompt"] > prompts:
             problems.append(f"{where}: stream {row['stream']} names tokens that the column files do not hold")
             row.update(_NEVER)
@@ -134,5 +135,5 @@ def stream_rows(file: File, tokens: int, prompts: int, problems: list[str]) -> l
         rows.append(row)
     for row in file.of("send"):
         if _usable(row) and row["stream"] not in seen:
-            rows.append({**row, **_NEVER})
+            rows.append({**_OPTIONAL, **row, **_NEVER})
     return rows

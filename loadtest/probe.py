@@ -36,6 +36,12 @@ class Target:
     headers: dict[str, str] = field(default_factory=dict)
     guarded: Guarded | None = None
     about: dict[str, Any] = field(default_factory=dict)  # for meta.json
+    replicas: tuple[str, ...] = ()  # of a fleet, `url` first; () for one server
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Every server of the target."""
+        return self.replicas or (self.url,)
 
     def check_alive(self) -> None:
         """Raise TargetDied when a server that we started has ended."""

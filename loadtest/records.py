@@ -58,6 +58,7 @@ class Run:
     started_ns: int
     wall_ns: int  # CLOCK_REALTIME at started_ns, for humans only
     tool: str  # loadtest's version
+    replicas: tuple[str, ...] = ()  # URLs of a fleet, without secrets; () for one server
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,20 @@ class Ack:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaAck:
+    """One replica's answer to an operation on a fleet, written before the operation's `ack`."""
+
+    kind: ClassVar[str] = "replica_ack"
+    op: int
+    replica: int  # index into Run.replicas
+    outcome: Outcome
+    acked_ns: int
+    status: int = 0
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     """A stream's request is about to leave."""
 
@@ -126,6 +141,7 @@ class Send:
     sent_ns: int
     max_tokens: int
     ignore_eos: bool = True
+    replica: int = 0  # which server of a fleet it goes to, an index into Run.replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +173,7 @@ class Stream:
     prompt: int = 0  # number of prompt ids in prompts-E.i32
     prompt_offset: int = 0
     text_only: bool = False  # the server sent no ids: `tokens` counts events, the ids are -1
+    replica: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +243,7 @@ class End:
     reason: str  # "complete" | "run_time" | "interrupted" | "target_died" | "error"
 
 
-Record = Run | Phase | Version | Invoke | Ack | Send | Stream | Health | Scrape | Undo | Event | End
+Record = Run | Phase | Version | Invoke | Ack | ReplicaAck | Send | Stream | Health | Scrape | Undo | Event | End
 KINDS: dict[str, type[Record]] = {
-    t.kind: t for t in (Run, Phase, Version, Invoke, Ack, Send, Stream, Health, Scrape, Undo, Event, End)
+    t.kind: t for t in (Run, Phase, Version, Invoke, Ack, ReplicaAck, Send, Stream, Health, Scrape, Undo, Event, End)
 }

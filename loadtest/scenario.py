@@ -26,6 +26,7 @@ from loadtest import scenario_units as units
 from loadtest import scenario_yaml
 from loadtest.errors import Problem, ScenarioError
 from loadtest.scenario_fields import (
+    Address,
     AsTuple,
     AsVersions,
     Duration,
@@ -73,6 +74,8 @@ class Target(_Model):
 
     url: Url = "embedded"
     managed: Managed | None = None
+    replicas: Annotated[tuple[Address, ...], AsTuple] = ()  # servers of one fleet: a hotfix is one swap on all of them
+    spread: Literal["round-robin", "user"] = "round-robin"  # of the streams over the replicas
     swap: Literal["pin", "switch", "sticky", "drain"] = "pin"  # embedded: what an in-place load does to streams
     plant: Annotated[tuple[dict[str, Any], ...], AsTuple] = ()  # embedded: faults to plant
     model: str = "base"  # name by which the base model is served
@@ -352,7 +355,7 @@ def with_target(scenario: Scenario, url: str) -> Scenario:
         got = "one with a user" if at else units.found(url)
         problem = Problem(0, "--target", f"expected embedded or http://host:port, got {got}", "write the address whole")
         raise ScenarioError("command line", (problem,)) from None
-    changes: dict[str, Any] = {"url": url, "managed": None}
+    changes: dict[str, Any] = {"url": url, "managed": None, "replicas": (), "spread": "round-robin"}
     if url != "embedded":  # what only the embedded server knows
         changes |= {name: Target.model_fields[name].default for name in EMBEDDED_ONLY}
     return scenario.model_copy(update={"target": scenario.target.model_copy(update=changes)})
@@ -370,9 +373,11 @@ def to_yaml(scenario: Scenario) -> str:
     """YAML that `loads` reads back equal, defaults written out, without keys that have no meaning there."""
     data = scenario.model_dump(by_alias=True, exclude_none=True, mode="json")
     target, traffic = data["target"], data["traffic"]
-    if scenario.target.managed is not None:
+    if not scenario.target.replicas:
+        _without(target, "replicas", "spread")
+    if scenario.target.managed is not None or scenario.target.replicas:
         del target["url"]
-    if scenario.target.managed is not None or scenario.target.url != "embedded":
+    if target.get("url") != "embedded":
         _without(target, *EMBEDDED_ONLY)
     if scenario.traffic.arrivals is not None:
         _without(traffic, "users", "spawn_rate", "think")

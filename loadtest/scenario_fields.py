@@ -39,6 +39,12 @@ def _url(value: object) -> object:
     return value
 
 
+def _address(value: object) -> object:
+    if value == "embedded":
+        raise units.BadValue("expected http://host:port, got 'embedded'", "start one: loadtest serve --port 8001")
+    return _url(value)
+
+
 def _variable(value: object) -> object:
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):  # not shown: it may be the key
         raise units.BadValue("expected the name of an environment variable", "write e.g. VLLM_API_KEY, never the key")
@@ -72,6 +78,7 @@ def _versions(value: object) -> object:
 
 
 Url = Annotated[str, BeforeValidator(_url)]
+Address = Annotated[str, BeforeValidator(_address)]
 Variable = Annotated[str, BeforeValidator(_variable)]
 Label = Annotated[str, BeforeValidator(_label)]
 AsTuple = BeforeValidator(_tuple)  # models are strict, and YAML has lists

@@ -22,7 +22,7 @@ def cross_problems(data: dict[str, Any]) -> list[Found]:
     phases = [_mapping(p) for p in listed if isinstance(p, dict)]
     found = [*_names(adapters), *_traffic(_mapping(data.get("traffic")), adapters)]
     target = _mapping(data.get("target"))
-    found += [*_target(target), *_forged(adapters, target)]
+    found += [*_target(target), *_fleet(target, _mapping(data.get("traffic"))), *_forged(adapters, target)]
     for index, phase in enumerate(listed):
         if isinstance(phase, dict):
             found += _phase(("phases", index), _mapping(phase), adapters)
@@ -79,7 +79,26 @@ def _target(target: dict[str, Any]) -> Iterator[Found]:
 
 def _elsewhere(target: dict[str, Any]) -> bool:
     """Whether the server is at an address, not one that the run starts."""
-    return "managed" not in target and str(target.get("url", "")).startswith("http")
+    return "managed" not in target and ("replicas" in target or str(target.get("url", "")).startswith("http"))
+
+
+def _fleet(target: dict[str, Any], traffic: dict[str, Any]) -> Iterator[Found]:
+    """Replicas of one service, and how its streams are spread."""
+    replicas = target.get("replicas")
+    for key in ("url", "managed"):
+        if replicas is not None and key in target:
+            yield ("target", key), f"{key} and replicas exclude each other", "keep one of them"
+    if isinstance(replicas, list):
+        if len(replicas) < 2:
+            words = f"a fleet has two or more servers, got {len(replicas)}"
+            yield ("target", "replicas"), words, "add some, or write url instead"
+        for index, url in enumerate(replicas):
+            if url in replicas[:index]:
+                yield ("target", "replicas", index), f"{units.found(url)} stands twice", "name each server once"
+    if "spread" in target and replicas is None:
+        yield ("target", "spread"), "spread is for replicas only", "remove it, or list replicas"
+    if target.get("spread") == "user" and "arrivals" in traffic:
+        yield ("target", "spread"), "an open loop has no users to spread by", "write round-robin"
 
 
 def _forged(adapters: dict[str, Any], target: dict[str, Any]) -> Iterator[Found]:

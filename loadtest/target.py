@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -33,15 +34,20 @@ def open_target(spec: Spec, run_dir: Path, say: Say) -> Target:
         from loadtest.managed import open_managed
 
         target = open_managed(spec, run_dir, say)
+    elif spec.replicas:
+        target = _open_url(spec, spec.replicas[0], root)
+        target.replicas = tuple(url.rstrip("/") for url in spec.replicas)
+        target.about["replicas"] = target.replicas
     elif spec.url == "embedded":
         target = _open_embedded(spec, run_dir, say)
     else:
-        target = _open_url(spec, root)
+        target = _open_url(spec, spec.url, root)
     try:
-        _check(target)
+        versions = [_check(target, url) for url in target.urls]
     except TargetError:
         target.stop()
         raise
+    target.about["server_version"] = ", ".join(dict.fromkeys(versions))
     return target
 
 
@@ -70,8 +76,8 @@ def embedded_command(base: Path, port: int, swap: str, model: str = "base") -> l
     return [*command, "--swap", swap, "--served-model-name", model]
 
 
-def _open_url(spec: Spec, root: Path) -> Target:
-    url, headers = public_url(spec.url)
+def _open_url(spec: Spec, where: str, root: Path) -> Target:
+    url, headers = public_url(where)
     if spec.api_key_env:
         key = os.environ.get(spec.api_key_env)
         if not key:
@@ -99,27 +105,27 @@ def public_url(url: str) -> tuple[str, dict[str, str]]:
     return parts._replace(netloc=host).geturl().rstrip("/"), {"Authorization": f"Basic {token}"}
 
 
-def _check(target: Target) -> None:
-    """Health, the base model's name and the load endpoint, before anything is measured."""
-    status, _ = request(target.url, "GET", "/health", target.headers)
+def _check(target: Target, url: str) -> str:
+    """Health, the base model's name and the load endpoint, before anything is measured; the server's version."""
+    status, _ = request(url, "GET", "/health", target.headers)
     if status >= 500:
-        raise Unreachable(f"GET {target.url}/health answered {status}", remedy="wait until the server is healthy")
-    status, body = request(target.url, "GET", "/v1/models", target.headers)
-    names = _model_names(status, body, target.url)
+        raise Unreachable(f"GET {url}/health answered {status}", remedy="wait until the server is healthy")
+    status, body = request(url, "GET", "/v1/models", target.headers)
+    names = _model_names(status, body, url)
     if target.model not in names:
         raise TargetError(
-            f"{target.url} serves {', '.join(names) or 'nothing'}, not {target.model!r}",
+            f"{url} serves {', '.join(names) or 'nothing'}, not {target.model!r}",
             remedy="set target.model to the served name of the base model",
         )
-    status, body = request(target.url, "POST", "/v1/load_lora_adapter", target.headers, {})
+    status, body = request(url, "POST", "/v1/load_lora_adapter", target.headers, {})
     if status == 404 and b'"detail"' in body:
         raise FeatureOff(
-            f"{target.url} has no /v1/load_lora_adapter: runtime LoRA is off",
+            f"{url} has no /v1/load_lora_adapter: runtime LoRA is off",
             remedy="start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
         )
     if status in (401, 403):
-        raise TargetError(f"{target.url} refuses our key ({status})", remedy="set target.api_key_env")
-    target.about["server_version"] = _version(target)
+        raise TargetError(f"{url} refuses our key ({status})", remedy="set target.api_key_env")
+    return _version(url, target.headers)
 
 
 def _model_names(status: int, body: bytes, url: str) -> list[str]:
@@ -132,9 +138,9 @@ def _model_names(status: int, body: bytes, url: str) -> list[str]:
         ) from e
 
 
-def _version(target: Target) -> str:
+def _version(url: str, headers: Mapping[str, str]) -> str:
     try:
-        return str(json.loads(request(target.url, "GET", "/version", target.headers)[1])["version"])
+        return str(json.loads(request(url, "GET", "/version", headers)[1])["version"])
     except (Unreachable, ValueError, KeyError, TypeError):
         return "unknown"
 

@@ -5,7 +5,7 @@
                                              real), load inplace reload (mode; inplace), gone=MS, status=N
     unload A INVOKED ACKED OUTCOME
     stream A SENT: TOKENS [| words]          words: a reason (cut, rejected, stalled, cancelled ...), usage=N, max=N,
-                                             ended=MS, status=N, nodone, nofinish, text, eos
+                                             ended=MS, status=N, replica=N, nodone, nofinish, text, eos
     phase ARM START END [A]
     health FROM TO LAG [DROPPED]             default: one over everything, lag 1 ms
     end REASON | noend | event MS WHAT | engine NAME BOOT | declare A V
@@ -111,6 +111,7 @@ class Builder:
                 "done": "nodone" not in words and not reason,
                 "text": "text" in words,
                 "eos": "eos" not in words,
+                "replica": int(values.get("replica", 0)),
             }
         )
 
@@ -163,6 +164,7 @@ class Builder:
             prompt_start=column([0 for _ in rows]),
             text_only=column([r["text"] for r in rows], bool),
             phase=phase,
+            replica=column([r["replica"] for r in rows], np.int32),
         )
         ids = column([t for r in rows for t in r["ids"]], np.int32)
         return table, ids, column([t for r in rows for t in r["at"]])

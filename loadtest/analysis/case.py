@@ -217,6 +217,14 @@ def position(case: Case, token: int, stream: int) -> int:
     return int(token - case.history.streams.start[stream])
 
 
+def who(case: Case, stream: int) -> str:
+    """ "stream e0-17 of tenant-a", in a fleet with the replica that served it."""
+    t = case.history.streams
+    fleet = any(run.replicas for run in case.history.runs)
+    place = f" on replica {int(t.replica[stream])}" if fleet else ""
+    return f"stream {t.name[stream]} of {t.adapters[t.adapter[stream]]}{place}"
+
+
 def ids_around(case: Case, stream: int, first: int, last: int) -> tuple[int, ...]:
     """Token ids from AROUND before position `first` to AROUND after `last`."""
     begin = int(case.history.streams.start[stream])

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from loadtest.analysis import ledger
-from loadtest.analysis.case import Witness
+from loadtest.analysis.case import Case, Witness
 from loadtest.analysis.latency import Group, quantiles
 from loadtest.analysis.result import Verdict
 from loadtest.history import FAIL, INFO, OK, Bool
+from loadtest.records import ReplicaAck
 
 EXIT_CODES = {"PASS": 0, "FAIL": 1, "UNKNOWN": 2}
 _OUTCOMES = {"ok": OK, "fail": FAIL, "info": INFO}
@@ -125,11 +126,20 @@ def _witness(w: Witness) -> dict[str, Any]:
 def _streams(verdict: Verdict) -> dict[str, Any]:
     t = verdict.case.history.streams
     counts = np.bincount(t.reason, minlength=len(t.reasons)).tolist()
+    fleet = next((run.replicas for run in verdict.case.history.runs if run.replicas), ())
     return {
         "attempted": len(t),
         **{name: int((t.outcome == code).sum()) for name, code in _OUTCOMES.items()},
         "by_reason": {name: n for name, n in zip(t.reasons, counts, strict=True) if name and n},
+        **({"by_replica": [_served(verdict, i, url) for i, url in enumerate(fleet)]} if fleet else {}),
     }
+
+
+def _served(verdict: Verdict, replica: int, url: str) -> dict[str, Any]:
+    t = verdict.case.history.streams
+    mine = t.replica == replica
+    counts = {name: int((mine & (t.outcome == code)).sum()) for name, code in _OUTCOMES.items()}
+    return {"url": url, "attempted": int(mine.sum()), **counts}
 
 
 def _swaps(verdict: Verdict) -> dict[str, Any]:
@@ -173,7 +183,13 @@ def _row(verdict: Verdict, i: int) -> dict[str, Any]:
         "attributable": book.attributable[i],
         "across": book.across[i],
         "violations": {name: int(column[i]) for name, column in book.flagged.items()},
+        **({"replicas": [_answer(case, a) for a in op.answers]} if op.answers else {}),
     }
+
+
+def _answer(case: Case, a: ReplicaAck) -> dict[str, Any]:
+    where = {"replica": a.replica, "outcome": a.outcome, "acked_ms": round(case.ms(a.acked_ns), 3)}
+    return {**where, "status": a.status, "reason": a.reason, "message": a.message}
 
 
 def _latency(verdict: Verdict, arm: str) -> dict[str, Any]:

@@ -52,6 +52,10 @@ def _coverage(case: Case, book: Ledger, min_swaps: int) -> Iterator[Gate]:
     yield Gate("attributable", share >= ATTRIBUTABLE, share, ATTRIBUTABLE, words)
     yield from _bystanders(case)
     yield _noise(case)
+    if any(op.answers for op in case.history.ops):
+        split = sum(len({a.outcome for a in op.answers}) > 1 for op in case.history.ops)
+        words = f"{split} operations were answered differently by the replicas; what the fleet serves then is unknown"
+        yield Gate("replicas_agree", split == 0, split, 0, words)
     bad = np.array([a == "bad" for a in case.swaps.arms], bool)
     if bad.any():
         taken = int((bad & (case.swaps.outcome == OK)).sum())

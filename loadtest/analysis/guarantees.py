@@ -52,6 +52,7 @@ from loadtest.analysis.case import (
     swap_of,
     told,
     versions_of,
+    who,
     with_unknown,
 )
 from loadtest.analysis.timeline import NEVER
@@ -116,7 +117,7 @@ def _incomplete(case: Case, s: int, kind: str) -> Witness:
     around = case.swaps.ops[int(case.cluster[s])] if case.cluster[s] >= 0 else None
     after = f"; last {told(case, around, at)}" if around else ""
     text = (
-        f"stream {t.name[s]} of {adapter}: {kind} after {int(t.tokens[s])} of {int(t.max_tokens[s])} tokens, "
+        f"{who(case, s)}: {kind} after {int(t.tokens[s])} of {int(t.max_tokens[s])} tokens, "
         f"{(at - int(t.sent[s])) / 1e6:.1f} ms after it was sent{usage}{words}{after}"
     )
     return Witness(
@@ -183,7 +184,7 @@ def _invalid(case: Case, s: int, bad: Runs, labels: npt.NDArray[np.object_]) -> 
         said, op = _accusation(case, kind, int(bad.content[i]), int(bad.begin[i]))
     first, last, at = position(case, int(run.first[i]), s), position(case, int(run.last[i]), s), int(run.begin[i])
     where = f"token {first} is" if first == last else f"tokens {first}..{last} are"
-    text = f"stream {t.name[s]} of {adapter}: {where} {said} ({kind})"
+    text = f"{who(case, s)}: {where} {said} ({kind})"
     name, versions = op.name if op else "", () if kind == "fallback" else versions_of(case, bad.content[i : i + 1])
     around = ids_around(case, s, first, min(last, first + 8))
     return Witness("valid", kind, text, t.name[s], adapter, name, versions, (first, last), around, at, case.ms(at))

@@ -4,10 +4,14 @@ How it works: give each (stream, content) the earliest load it can be, compute f
 must not fall behind (a running maximum over arrivals), push each pair that falls behind to its next load, repeat.
 Starts only grow, so this ends at the least choice of loads that satisfies everybody; pairs without a load left violate.
 With one load per content it ends in the first round.
+
+In a fleet this is asked of each replica by itself: its servers take a swap one after another, and until the last has
+acked, what one shows binds no other. From then on `fresh` binds them all.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,6 +28,7 @@ from loadtest.analysis.case import (
     swap_of,
     told,
     versions_of,
+    who,
 )
 from loadtest.analysis.timeline import NEVER
 from loadtest.history import I64, Bool
@@ -37,9 +42,9 @@ def monotonic(case: Case) -> Finding:
     size = len(case.history.streams)
     flagged, exposed = np.zeros(size, bool), np.zeros(size, bool)
     bad: dict[int, tuple[int, int]] = {}  # stream -> (its run, the run that showed something newer)
-    owner = case.owner[runs.stream]
-    for adapter in np.unique(case.swaps.adapter):
-        rows = np.flatnonzero(owner == adapter)
+    owner, replica = case.owner[runs.stream], case.history.streams.replica[runs.stream]
+    for adapter, server in itertools.product(np.unique(case.swaps.adapter), np.unique(replica)):
+        rows = np.flatnonzero((owner == adapter) & (replica == server))
         mine = runs.pick(rows.astype(np.int64))
         late, shower, bounded = _least_choice(case, mine)
         exposed[mine.stream[bounded]] = True
@@ -91,7 +96,7 @@ def _inverted(case: Case, runs: Runs, i: int, j: int) -> Witness:
     versions = versions_of(case, (runs.content[j], runs.content[i]))
     op, ago = swap_of(case, int(runs.content[j]), int(runs.begin[j])), int(t.sent[s]) - int(runs.begin[j])
     text = (
-        f"stream {t.name[s]} of {adapter}: token {first} is {versions[1]}, but {ago / 1e6:.1f} ms before it was sent "
+        f"{who(case, s)}: token {first} is {versions[1]}, but {ago / 1e6:.1f} ms before it was sent "
         f"stream {t.name[other]} had already shown {versions[0]} ({told(case, op, int(t.sent[s]))})"
     )
     around = ids_around(case, s, first, first)

@@ -23,6 +23,7 @@ from loadtest.analysis.case import (
     swap_of,
     told,
     versions_of,
+    who,
 )
 from loadtest.analysis.timeline import NEVER, floor
 from loadtest.history import I64, OK, Bool
@@ -99,7 +100,7 @@ def _stale(case: Case, runs: Runs, i: int, newest: int, until: int) -> Witness:
     versions = versions_of(case, (runs.content[i], case.look.line.content[newest]))
     count, ms = behind(case, int(case.owner[s]), sent, until)
     text = (
-        f"stream {t.name[s]} of {adapter}: token {first} is {versions[0]}, superseded by {versions[1]} before the "
+        f"{who(case, s)}: token {first} is {versions[0]}, superseded by {versions[1]} before the "
         f"stream was sent ({told(case, op, sent)}): stale by {count} version{'s' * (count != 1)} and {ms:.1f} ms"
     )
     around = ids_around(case, s, first, first)
@@ -133,7 +134,7 @@ def _torn(case: Case, runs: Runs, i: int) -> Witness:
     versions = versions_of(case, runs.content[i - 1 : i + 1])
     op = swap_of(case, int(runs.content[i]), at)
     text = (
-        f"stream {t.name[s]} of {adapter}: token {old} is {versions[0]}, token {new} is {versions[1]} "
+        f"{who(case, s)}: token {old} is {versions[0]}, token {new} is {versions[1]} "
         f"({told(case, op, at)}): torn at {old}..{new}"
     )
     around = ids_around(case, s, old, new)
@@ -194,7 +195,7 @@ def _flipped(case: Case, runs: Runs, i: int, j: int) -> Witness:
     versions = versions_of(case, (runs.content[i], runs.content[j]))
     op = swap_of(case, int(runs.content[i]), int(runs.begin[i]))
     text = (
-        f"stream {t.name[s]} of {adapter}: token {new} is {versions[0]}, the later token {old} is the older "
+        f"{who(case, s)}: token {new} is {versions[0]}, the later token {old} is the older "
         f"{versions[1]} ({versions[0]}: {told(case, op, at)}): flip at {new}..{old}"
     )
     around = ids_around(case, s, old, old)

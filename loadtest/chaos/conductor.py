@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,6 +94,7 @@ class Script:
     max_rank: int
     run_time_s: float | None
     cycle: bool
+    replicas: tuple[str, ...] = ()  # URLs of a fleet; () for the server at `url`
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the engine's `setup` message."""
@@ -107,7 +108,8 @@ class Script:
             for name, found in data["adapters"].items()
         }
         phases = tuple(PhasePlan(**{**p, "swaps": tuple(SwapPlan(**s) for s in p["swaps"])}) for p in data["phases"])
-        return cls(**{**data, "adapters": adapters, "phases": phases})
+        replicas = tuple(data.get("replicas", ()))
+        return cls(**{**data, "adapters": adapters, "phases": phases, "replicas": replicas})
 
 
 @dataclass(slots=True)
@@ -282,8 +284,14 @@ class Conductor:
                 answer = await self._unless_stopped(load, invoke)
         finally:
             a = answer or Unanswered(self._now_ns())
+            self._emit_parts(invoke.op, getattr(a, "parts", ()))
             self._emit(records.Ack(invoke.op, a.outcome, a.at_ns, a.status, a.reason, a.message, gone), flush=True)
         return answer
+
+    def _emit_parts(self, op: int, parts: Sequence[Answer]) -> None:
+        """What each replica of a fleet answered."""
+        for i, p in enumerate(parts):
+            self._emit(records.ReplicaAck(op, i, p.outcome, p.at_ns, p.status, p.reason, p.message))
 
     async def _unless_stopped(self, sending: Coroutine[Any, Any, Answer], invoke: records.Invoke) -> Answer:
         """The answer, or rule 6."""
@@ -310,10 +318,9 @@ class Conductor:
 
     def _undo(self, adapter: _Adapter, state: Any) -> None:
         v = adapter.versions[0]
-        undo = records.Undo(
-            adapter.name, v.version, adapter.first_path, v.path, state, self._now_ns(), self._script.url
-        )
-        self._emit(undo, flush=True)
+        for url in self._script.replicas or (self._script.url,):
+            undo = records.Undo(adapter.name, v.version, adapter.first_path, v.path, state, self._now_ns(), url)
+            self._emit(undo, flush=True)
 
     def stop(self) -> None:
         """No more swaps; `play` ends soon."""

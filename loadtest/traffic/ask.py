@@ -22,6 +22,7 @@ class Ask:
     ignore_eos: bool = True
     temperature: float = 0.0
     extra: Mapping[str, Any] = field(default_factory=dict)  # merged into the body last
+    replica: int = 0  # which server of a fleet it goes to
 
     @property
     def may_stop_early(self) -> bool:

@@ -25,6 +25,7 @@ from loadtest.records import Record, Send, Stream
 from loadtest.traffic.ask import Ask as Ask
 from loadtest.traffic.capture import ChunkError, Reads, StampedRequest, TooLarge, tapping
 from loadtest.traffic.decode import Decoded, Ending, Exchange, decode, decoding
+from loadtest.traffic.fleet import Spread
 from loadtest.traffic.words import Redactor
 
 NS = 1_000_000_000
@@ -63,6 +64,7 @@ class Options:
     model_base: str = "base"  # the name the server knows the base model by
     limits: Limits = field(default_factory=Limits)
     redact: Redactor = field(default_factory=Redactor)
+    spread: Spread = field(default_factory=Spread)  # of a fleet's streams; `url` is its first server's
 
 
 class _Watch:
@@ -125,7 +127,8 @@ class StreamClient:
     ) -> None:
         """`reading` always holds the reads of the streams that are not journaled yet, for whoever watches."""
         self._session = session
-        self._url = url.rstrip("/") + "/v1/completions"
+        self.spread = (options or Options()).spread
+        self._urls = [u.rstrip("/") + "/v1/completions" for u in self.spread.urls or (url,)]
         self._journal = journal
         self._options = options or Options()
         self._now_ns = now_ns
@@ -146,6 +149,7 @@ class StreamClient:
                 sent_ns=sent_ns,
                 max_tokens=ask.max_tokens,
                 ignore_eos=ask.ignore_eos,
+                replica=ask.replica,
             )
         )
         reads = Reads(options.limits.kept_bytes, self._now_ns)
@@ -158,7 +162,7 @@ class StreamClient:
     async def _read(self, ask: Ask, body: bytes, sent_ns: int, reads: Reads) -> Stream:
         state = _State()
         try:
-            await self._watched(body, reads, state)
+            await self._watched(self._urls[ask.replica], body, reads, state)
         except asyncio.CancelledError:
             state.ending, state.words = "cancelled", "cancelled by the user or the end of the run"
             self._keep(decode(self._seen(ask, sent_ns, reads, state), self._options.redact))
@@ -195,13 +199,13 @@ class StreamClient:
             words=state.words,
         )
 
-    async def _watched(self, body: bytes, reads: Reads, state: _State) -> None:
+    async def _watched(self, url: str, body: bytes, reads: Reads, state: _State) -> None:
         """Run the exchange under the deadlines and turn every failure into `state.ending`."""
         watch = _Watch(self._options.limits, reads, self._now_ns)
         watch.check()
         try:
             async with watch.timeout:
-                await self._exchange(body, reads, state)
+                await self._exchange(url, body, reads, state)
             if not state.framed:
                 state.ending = "close"
         except TimeoutError as e:
@@ -213,9 +217,9 @@ class StreamClient:
         finally:
             watch.stop()
 
-    async def _exchange(self, body: bytes, reads: Reads, state: _State) -> None:
+    async def _exchange(self, url: str, body: bytes, reads: Reads, state: _State) -> None:
         with tapping(reads):
-            response = await self._session.post(self._url, data=body, headers=_JSON, allow_redirects=False)
+            response = await self._session.post(url, data=body, headers=_JSON, allow_redirects=False)
         try:
             state.head_ns = reads.head_ns or self._now_ns()
             reads.last_ns = max(reads.last_ns, state.head_ns)

@@ -147,6 +147,7 @@ def _decoded(x: Exchange, tally: _Tally, redact: Redact) -> Decoded:
         chunks=chunks,
         usage=tally.usage,
         text_only=text_only,
+        replica=x.ask.replica,
     )
     arrivals = array("I", [min(max(0, (s - x.sent_ns) // 1000), _U32) for s in stamps])
     return Decoded(record, ids, arrivals, prompt)

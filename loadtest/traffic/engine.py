@@ -38,6 +38,7 @@ from loadtest.journal import Journal
 from loadtest.traffic.admin import Admin
 from loadtest.traffic.client import Limits, Options, StreamClient, open_session
 from loadtest.traffic.director import Director, Emit
+from loadtest.traffic.fleet import Fleet, Spread
 from loadtest.traffic.ipc import FrameError, Message, Unframer, frame
 from loadtest.traffic.live import Live
 from loadtest.traffic.pulse import Pulse
@@ -203,11 +204,13 @@ class Engine:
         for adapter, version, markers in message.get("markers") or ():
             live.declare(adapter, version, markers)
         self._session = session = open_session(headers, limits.connect_s)
-        options = Options(message.get("model_base", "base"), limits, redact)
+        spread = Spread(message.get("replicas", ()), message.get("spread") == "user")
+        options = Options(message.get("model_base", "base"), limits, redact, spread)
         client = StreamClient(session, url, live, options=options, now_ns=self._now_ns, reading=live.reads)
 
-        def admin(timeout_s: float) -> Admin:
-            return Admin(session, url, self._now_ns, timeout_s, redact)
+        def admin(timeout_s: float) -> Admin | Fleet:
+            members = [Admin(session, u, self._now_ns, timeout_s, redact) for u in spread.urls or (url,)]
+            return Fleet(members, self._now_ns) if len(members) > 1 else members[0]
 
         self._streams = Streams(client, self._send, admin(30.0).health, self._note, self._now_ns)
         self._director = Director(lambda script, emit: self._conductor(script, admin, emit), live.emit, self._send)
@@ -218,7 +221,7 @@ class Engine:
             self._scraper.start()
         self._send({"op": "ready", "pid": os.getpid()})
 
-    def _conductor(self, script: Message, admin: Callable[[float], Admin], emit: Emit) -> Conductor:
+    def _conductor(self, script: Message, admin: Callable[[float], Admin | Fleet], emit: Emit) -> Conductor:
         from loadtest.chaos import conductor  # only the engine that swaps pays for what it imports
 
         parsed = conductor.Script.from_json(script)
@@ -236,6 +239,7 @@ class Engine:
             started_ns=self._now_ns(),
             wall_ns=time.time_ns(),
             tool=importlib.metadata.version("loadtest"),
+            replicas=tuple(message.get("replicas", ())),
         )
 
     def _arrive(self, message: Message, streams: Streams) -> None:

@@ -109,7 +109,8 @@ class Streams:
             await asyncio.sleep(wait / NS)
 
     def _start(self, ask: Ask, request: int) -> None:
-        ask = replace(ask, stream=next(self._numbers))
+        number = next(self._numbers)
+        ask = replace(ask, stream=number, replica=self._client.spread(number, ask.user))
         begun = self._now_ns()
         task = asyncio.create_task(self._client.stream(ask))
         self.counts.sent += 1
