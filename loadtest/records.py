@@ -188,6 +188,7 @@ class Health:
     cpu_s: float  # CPU seconds of the engine process in the interval
     open_streams: int
     dropped: int = 0  # records that could not be written
+    lags_us: tuple[int, ...] = ()  # every sample of the interval, about a hundred; µs late
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,17 @@ def changed(h: History, **fields: Any) -> History:
     return replace(h, **fields)
 
 
+@pytest.mark.parametrize(("slow", "failed"), [(9, set()), (11, {"client_lag"})])
+def test_the_clients_lag_is_that_of_all_its_samples(slow: int, failed: set[str]) -> None:
+    """A second has a hundred samples: by their p99 one hiccup in each would make any client late."""
+    h = history(text_of("pass"))
+    lags = [(50_000, *[500] * 99)] * slow + [(500,) * 100] * (10 - slow) + [(50_000,)] * (slow - 9)
+    health = [replace(h.health[0], lag_p99_ms=50.0, lags_us=x) for x in lags]
+    found = to_json(judge(changed(h, health=tuple(health)), Require()))
+    assert failed_gates(found) == failed
+    assert found["client"]["loop_lag_ms"]["p99"] == (50.0 if failed else 0.5)
+
+
 GATES = {
     "client_lag": lambda h: changed(h, health=tuple(replace(x, lag_p99_ms=11.0) for x in h.health)),
     "client_lag, not recorded": lambda h: changed(h, health=()),

@@ -13,6 +13,7 @@ import numpy as np
 
 from loadtest.analysis import ledger
 from loadtest.analysis.case import Case, Witness
+from loadtest.analysis.client import samples_ms
 from loadtest.analysis.latency import Group, quantiles
 from loadtest.analysis.result import Verdict
 from loadtest.history import FAIL, INFO, OK, Bool
@@ -243,7 +244,9 @@ def _tokens(verdict: Verdict) -> dict[str, Any]:
 
 def _client(verdict: Verdict) -> dict[str, Any]:
     history = verdict.case.history
-    lag = np.array([h.lag_p99_ms for h in history.health], np.float64)
+    lag = samples_ms(history.health)
+    if not len(lag):
+        lag = np.array([h.lag_p99_ms for h in history.health], np.float64)
     late = (history.streams.sent - history.streams.intended) / 1e6
     span = sum(h.at_ns - h.from_ns for h in history.health) / 1e9
     delays = quantiles(late.astype(np.float64))

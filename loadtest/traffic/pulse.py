@@ -72,6 +72,7 @@ class Pulse:
             cpu_s=round(cpu - self._cpu, 6),
             open_streams=self._open_streams(),
             dropped=self._dropped(),
+            lags_us=tuple(lag // 1000 for lag in self._lags),
         )
         self._lags = []
         self._from_ns, self._cpu = now, cpu
