@@ -11,7 +11,6 @@ import gzip
 import json
 import os
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -72,7 +71,7 @@ def trickle(head: bytes, piece: bytes) -> Attack:
 
 
 def good(s: socket.socket) -> None:
-    s.sendall(CHUNKED)
+    s.sendall(CHUNKED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
     for i in IDS[:-1]:
         s.sendall(chunk(event([i])))
         time.sleep(0.02)
@@ -80,9 +79,9 @@ def good(s: socket.socket) -> None:
 
 
 def one_byte_chunks(s: socket.socket) -> None:
-    """A million chunks of one byte: a long comment, then a right completion."""
+    """A million chunks of one byte: comments, then a right completion."""
     s.sendall(CHUNKED)
-    data = b":" + b"x" * 1_000_000 + b"\n\n" + completion(IDS)
+    data = (b":" + b"x" * 998 + b"\n") * 1000 + completion(IDS)
     for at in range(0, len(data), 4096):
         s.sendall(b"".join(b"1\r\n%c\r\n" % b for b in data[at : at + 4096]))
     s.sendall(LAST_CHUNK)
@@ -116,9 +115,9 @@ def redirect(status: int, same: bool) -> Attack:
     """To itself for ever, or to the address that writes down who came."""
 
     def attack(s: socket.socket) -> None:
-        host, port = s.getsockname()[:2]
+        port = s.getsockname()[1]
         where = b"http://127.0.0.1:%d/v1/completions" % port if same else b"http://localhost:%d/seen/" % port
-        s.sendall(b"HTTP/1.1 %d Go\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % (status, where))
+        s.sendall(b"HTTP/1.1 %d Go\r\nLocation: %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % (status, where))
 
     return attack
 
@@ -167,7 +166,10 @@ STREAMS: dict[str, tuple[Attack, set[str]]] = {
     "redirect_post_get": (redirect(303, False), {"rejected"}),
     "type_html": (says(OK + b"Content-Type: text/html\r\nContent-Length: 4\r\n\r\n<p>\n"), {"protocol"}),
     "type_json_in_sse": (says(OK + b"Content-Type: application/json\r\n\r\n" + WHOLE), {"protocol"}),
-    "type_twice": (says(OK + b"Content-Type: text/html\r\nContent-Type: text/event-stream\r\n\r\n" + WHOLE), set()),
+    "type_twice": (
+        says(OK + b"Content-Type: text/html\r\nContent-Type: text/event-stream\r\n\r\n" + WHOLE),
+        {"protocol"},
+    ),
     "html_in_sse": (says(CHUNKED, chunk(b"<html>\n\n" * 9), LAST_CHUNK), {"truncated", "protocol"}),
     "http10": (says(SSE_HEAD.replace(b"1.1", b"1.0") + b"\r\n" + WHOLE), {""}),
     "http10_cut": (says(SSE_HEAD.replace(b"1.1", b"1.0") + b"\r\n" + WHOLE[:-20]), {"cut"}),
@@ -178,16 +180,16 @@ STREAMS: dict[str, tuple[Attack, set[str]]] = {
     "after_done": (says(CHUNKED, chunk(WHOLE + event([15])), LAST_CHUNK), {"protocol"}),
     "done_twice": (says(CHUNKED, chunk(WHOLE + DONE), LAST_CHUNK), {"protocol"}),
     "length_too_long": (says(length(len(WHOLE) + 9, WHOLE[:-20])), {"cut"}),
-    "length_too_short": (says(length(len(WHOLE) - 20, WHOLE)), {"truncated"}),
+    "length_too_short": (says(length(len(WHOLE) - 20, WHOLE)), {"truncated", "protocol"}),
     "length_negative": (says(SSE_HEAD + b"Content-Length: -5\r\n\r\n" + WHOLE), {"protocol"}),
-    "length_and_chunked": (says(SSE_HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"), set()),
+    "length_and_chunked": (says(SSE_HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"), {"protocol"}),
     "two_answers": (says((CHUNKED + chunk(WHOLE) + LAST_CHUNK) * 2), {""}),
     "slow_head": (trickle(OK, b"X-A: b\r\n"), {"stalled", "protocol"}),
     "slow_header_bytes": (trickle(OK + b"X-A: ", b"x"), {"stalled"}),
     "slow_comments": (trickle(CHUNKED, chunk(b":\n")), {"stalled"}),
     "silent": (trickle(b"", b""), {"stalled"}),
     "silent_after_head": (trickle(CHUNKED, b""), {"stalled"}),
-    "switch_protocols": (says(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n"), set()),
+    "switch_protocols": (says(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n"), {"rejected"}),
     "huge_ids": (says(CHUNKED, chunk(CHOICE % (b"[" + b"7," * 3_900_000 + b"7]")), LAST_CHUNK), {"protocol"}),
     "huge_prompt_ids": (
         says(CHUNKED, chunk(b'data: {"choices":[{"prompt_token_ids":[%s7]}]}\n\n' % (b"7," * 450_000))),
@@ -202,7 +204,7 @@ STREAMS: dict[str, tuple[Attack, set[str]]] = {
 
 
 def admin_says(body: bytes, status: bytes = b"200 OK", head: bytes = b"") -> Attack:
-    return says(b"HTTP/1.1 %s\r\n%sContent-Length: %d\r\n\r\n%s" % (status, head, len(body), body))
+    return says(b"HTTP/1.1 %s\r\n%sConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (status, head, len(body), body))
 
 
 # name: (attack, the outcomes that a load or an unload may have)
@@ -242,11 +244,14 @@ ADMIN: dict[str, tuple[Attack, set[str]]] = {
 
 def _read(s: socket.socket) -> tuple[str, dict[str, str], bytes]:
     data = b""
-    while b"\r\n\r\n" not in data:
+    while b"\r\n\r\n" not in data and data[:1] != b"\x16":  # a TLS client says hello to a plain port
         got = s.recv(65536)
         if not got:
             raise ConnectionError
         data += got
+    if data[:1] == b"\x16":
+        s.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        raise ConnectionError
     head, _, body = data.partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines[1:])}
@@ -309,13 +314,6 @@ def hostile(folder: Path) -> Iterator[int]:
             yield int(port_file.read_text())
         finally:
             process.kill()
-
-
-def tls_context() -> ssl.SSLContext:
-    """A client that would believe anybody."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context
 
 
 if __name__ == "__main__":

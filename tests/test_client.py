@@ -196,7 +196,7 @@ def test_gzip_is_undone() -> None:
 
 
 def test_a_body_without_end_is_given_up() -> None:
-    bomb = gzip.compress(b": " + b"\0" * (1 << 24))
+    bomb = gzip.compress(b":\n" * (1 << 20))
     head = SSE_HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb)
     record = one(says(head + bomb), limits=Limits(kept_bytes=1 << 20))
     assert (record.outcome, record.reason) == ("fail", "protocol")

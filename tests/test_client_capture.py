@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rawserver import CHUNKED, DONE, LAST_CHUNK, Call, RawServer, completion, event, usage
 
-from loadtest.traffic.capture import ChunkError, Dechunker, Reads, TooLarge, tapping
+from loadtest.traffic.capture import READ_COST, ChunkError, Dechunker, Reads, Tap, TooLarge, tapping
 from loadtest.traffic.client import open_session
 
 parts = st.lists(st.binary(min_size=1, max_size=30) | st.sampled_from([b"0\r\n\r\n", b"\r\n", b"5\r\n"]), max_size=8)
@@ -137,3 +137,89 @@ def test_a_body_over_the_limit_ends_the_connection(loop: Callable[[], asyncio.Ab
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(main())
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_long_read_is_taken_in_slices_and_the_connection_stays(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    body = b"".join(b"1\r\n%c\r\n" % (97 + i % 26) for i in range(100_000)) + LAST_CHUNK
+
+    async def script(call: Call) -> None:
+        await call.send(CHUNKED + body)
+
+    async def main() -> None:
+        async with RawServer(script, keep=True).running() as server, open_session({}, 5) as session:
+            for _ in range(2):
+                reads = Reads(1 << 24, lambda: 7)
+                with tapping(reads):
+                    response = await session.post(server.url)
+                await reads.capture(response)
+                response.release()
+                assert b"".join(d for _, d in reads.kept) == bytes(97 + i % 26 for i in range(100_000))
+            assert server.connections == 1
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_what_waits_when_the_connection_ends_is_not_lost(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def script(call: Call) -> None:
+        await call.send(CHUNKED + b"".join(b"1\r\nx\r\n" for _ in range(30_000)))
+
+    async def main() -> None:
+        async with RawServer(script).running() as server, open_session({}, 5) as session:
+            reads = Reads(1 << 24, lambda: 7)
+            with tapping(reads):
+                response = await session.post(server.url)
+            with pytest.raises(ConnectionResetError, match="inside a chunk-coded body"):
+                await reads.capture(response)
+            assert sum(len(d) for _, d in reads.kept) == 30_000
+            response.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 20_000, "interim responses"),
+        (b"HTTP/1.1 200 OK\r\nA: b", "response head of"),
+    ],
+)
+def test_a_head_is_bounded(head: bytes, words: str) -> None:
+    """A tap of its own: aiohttp has bounds too, but other ones in other versions."""
+    broken: list[Exception] = []
+    reads = Reads(100, lambda: 7)
+    tap = Tap(Ignores(), Aborts(broken), reads)
+    for _ in range(20_000 if len(head) < 100 else 1):
+        tap.data_received(head)
+    assert broken
+    assert words in str(reads.error)
+
+
+class Ignores(asyncio.Protocol):
+    """A protocol that takes anything."""
+
+    def data_received(self, data: bytes) -> None:
+        pass
+
+
+class Aborts(asyncio.Transport):
+    """Notes that it was aborted."""
+
+    def __init__(self, broken: list[Exception]) -> None:
+        super().__init__()
+        self._broken = broken
+
+    def abort(self) -> None:
+        self._broken.append(ConnectionAbortedError())
+
+
+def test_a_byte_at_a_time_is_not_free() -> None:
+    reads = Reads(READ_COST + 1, lambda: 7)
+    reads.add(1, b"x")
+    with pytest.raises(TooLarge):
+        reads.add(1, b"x")

@@ -22,7 +22,7 @@ def ask(max_tokens: int = 4, **more: object) -> Ask:
     return Ask(stream=7, adapter="a", prompt=[1, 2, 3], max_tokens=max_tokens, user="u", **more)
 
 
-def judged(data: bytes | list[bytes], ending: Ending = "end", **more: object) -> Decoded:
+def exchange(data: bytes | list[bytes], ending: Ending = "end", **more: object) -> Exchange:
     reads = [data] if isinstance(data, bytes) else data
     fields: dict = {
         "ask": ask(),
@@ -34,7 +34,11 @@ def judged(data: bytes | list[bytes], ending: Ending = "end", **more: object) ->
         "reads": [(SENT + 1_000_000 * (i + 1), d) for i, d in enumerate(reads)],
         "ending": ending,
     }
-    return decode(Exchange(**(fields | more)))
+    return Exchange(**(fields | more))
+
+
+def judged(data: bytes | list[bytes], ending: Ending = "end", **more: object) -> Decoded:
+    return decode(exchange(data, ending, **more))
 
 
 def why(data: bytes | list[bytes], ending: Ending = "end", **more: object) -> tuple[str, str, str]:
@@ -224,3 +228,48 @@ def test_the_reads_decide_times_only(chunks: list[bytes], data: st.DataObject) -
         two.record.detail,
         two.record.chunks,
     )
+
+
+@pytest.mark.parametrize("header", ["X-Api-Key: sk-ab'cd\\ef\"gh", "Authorization: Basic am9lOmh1bnRlcjIy"])
+@pytest.mark.parametrize("before", [0, 150, 190, 199, 290, 1990])
+def test_no_piece_of_a_secret_is_left_by_a_cut(header: str, before: int) -> None:
+    name, _, value = header.partition(": ")
+    redact = Redactor("http://h", {name: value})
+    echo = orjson.dumps({"x" * before: value})
+    for body in (echo, b'{"error": {"message": %s}}' % orjson.dumps("x" * before + value)):
+        for data in (b"data: " + body + b"\n\n", b"data: " + body[:-1] + b"\n\n"):
+            found = decode(exchange(data + DONE), redact)
+            assert "sk-ab" not in found.record.detail
+            assert "am9l" not in found.record.detail
+
+
+def test_a_password_is_hidden_where_the_server_unpacked_it() -> None:
+    redact = Redactor("http://h", {"Authorization": "Basic am9lOmh1bnRlcjIy"})
+    assert redact("user joe may not: hunter22 is wrong", 99) == "user joe may not: *** is wrong"
+    assert redact("see http://joe:p@ss@host/x", 99) == "see http://***@host/x"
+
+
+def test_a_finish_reason_is_no_place_for_a_secret() -> None:
+    redact = Redactor("http://h", {"Authorization": "Bearer sk-abcdef123"})
+    found = decode(exchange(event([1, 2, 3, 4], "sk-abcdef123") + DONE), redact)
+    assert found.record.finish == "***"
+    assert "sk-abc" not in found.record.detail
+
+
+@pytest.mark.parametrize("value", [b"true", b"-1", b"1.5", b'"4"', b"[" * 900 + b"]" * 900])
+def test_counts_that_are_none(value: bytes) -> None:
+    assert why(b'data: {"choices":[],"usage":{"completion_tokens":%s}}\n\n' % value)[1] == "protocol"
+
+
+def test_values_nested_too_deeply_are_a_breach_and_no_crash() -> None:
+    deep = b"[" * 1000 + b"]" * 1000
+    for data in (b'{"choices":[{"token_ids":%s}]}', b'{"choices":[{"finish_reason":%s}]}', b'{"error":{"message":%s}}'):
+        assert why(b"data: " + data % deep + b"\n\n")[0] == "fail"
+
+
+def test_an_event_may_be_as_long_as_its_prompt_needs() -> None:
+    ids = list(range(100_000, 200_000))
+    data = event([11], prompt_token_ids=ids) + event([12, 13, 14], "length") + DONE
+    long = Ask(stream=7, adapter="a", prompt=ids, max_tokens=4, user="u")
+    assert judged(data, ask=long).record.outcome == "ok"
+    assert "longer than" in why(data)[2]

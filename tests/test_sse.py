@@ -173,15 +173,15 @@ def test_a_long_event_is_refused() -> None:
 def test_events_carry_the_stamp_of_the_read_that_completed_them() -> None:
     reads = [(10, b"data: a\n"), (20, b"\ndata: b\n\nda"), (30, b"ta: c\n\n"), (40, b"data: [DONE]")]
     got = list(parse_reads(reads, Parser()))
-    assert [(t, e.data) for t, e in got] == [(20, b"a"), (20, b"b"), (30, b"c"), (40, b"[DONE]")]
+    assert [(t, e.data) for t, events in got for e in events] == [(20, b"a"), (20, b"b"), (30, b"c"), (40, b"[DONE]")]
 
 
 def test_stamped_events_before_an_error_are_kept() -> None:
     seen = []
 
     def read_all() -> None:
-        for stamp, event in parse_reads([(1, b"data: a\n\n"), (2, b"data: b\n\n" + b"x" * 99)], Parser(max_line=50)):
-            seen.append((stamp, event.data))
+        for stamp, events in parse_reads([(1, b"data: a\n\n"), (2, b"data: b\n\n" + b"x" * 99)], Parser(max_line=50)):
+            seen.extend((stamp, event.data) for event in events)
 
     with pytest.raises(SseError):
         read_all()

@@ -7,7 +7,8 @@ Rules
    504 whatever they say, and an engine that died meanwhile.
 3. 404 `{"detail":"Not Found"}` comes from the web framework: there is no such route, the feature is off. An unknown
    adapter or folder is a 404 of the shape `{"error":{...}}`.
-4. Redirects are not followed, bodies are bounded, and no message holds a secret of the target.
+4. Redirects are not followed: 307 and 308 say that nothing was done, the others may come after the deed.
+5. Bodies are bounded, and no message holds a secret of the target.
 """
 
 from __future__ import annotations
@@ -194,7 +195,8 @@ def _sort(reply: _Reply) -> tuple[Outcome, str, str]:
             return "info", "unreadable", f"status 200 with {excerpt(reply.body)}"
         return "ok", "", text
     if 300 <= reply.status < 400:
-        return "fail", "redirect", f"redirected with {reply.status}, which is not followed"
+        words = f"redirected with {reply.status}, which is not followed"
+        return "fail" if reply.status in (307, 308) else "info", "redirect", words
     if reply.status in (408, 502, 504):
         return "info", "gateway", error.message if error else f"status {reply.status}"
     if error is None or reply.status < 400:

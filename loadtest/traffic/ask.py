@@ -29,6 +29,11 @@ class Ask:
         """Whether fewer than `max_tokens` tokens can be right."""
         return not self.ignore_eos or "stop" in self.extra or "stop_token_ids" in self.extra
 
+    @property
+    def answer_bytes(self) -> int:
+        """More than what an honest answer says about its tokens: 20 alternatives to each take 2.5 kB."""
+        return 4096 * (len(self.prompt) + self.max_tokens)
+
     def body(self, model: str) -> bytes:
         """The JSON of `POST /v1/completions`, in vLLM's fields."""
         fields: dict[str, Any] = {

@@ -10,6 +10,11 @@ Rules
 2. Broken framing ends the stream at once, with ChunkError; aiohttp would wait for the connection to end.
 3. Any other answer (an error, a body with a length, a compressed one, HTTP/1.0) goes to aiohttp, and `Reads.capture`
    reads it from there: correct too, only stamped later.
+4. What may be kept of a body is bounded, each read counting `READ_COST` bytes beside its payload: a server that sends
+   one byte at a time must not cost a hundred times what it sends.
+5. A long read is taken in slices, with the transport paused and others served in between: a megabyte of chunks of one
+   byte takes a quarter of a second, and uvloop reads on as long as there is something to read.
+6. A head is bounded as well, in bytes and in interim responses (100 Continue) before it.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
@@ -26,6 +32,9 @@ from aiohttp.connector import Connection
 MAX_HEAD = 64 * 1024
 MAX_LINE = 4096  # of a chunk's size with extensions, or of a trailer
 MAX_TRAILERS = 64 * 1024
+MAX_INTERIM = 32  # guessed: one 100 and a few 103 are usual
+SLICE = 8 * 1024  # bytes taken in one go
+READ_COST = 96  # bytes that a kept read takes beside its payload: a tuple, an int, a bytes object
 
 LAST_CHUNK = b"0\r\n\r\n"
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,12}[ \t]*(;.*)?", re.DOTALL)
@@ -111,7 +120,7 @@ class Reads:
     def add(self, stamp: int, payload: bytes) -> None:
         """Keep one read. Raises TooLarge."""
         self.last_ns = stamp
-        self._size += len(payload)
+        self._size += len(payload) + READ_COST
         if self._size > self._limit:
             raise TooLarge(f"the body is longer than {self._limit} bytes")
         self.kept.append((stamp, payload))
@@ -123,6 +132,11 @@ class Reads:
         self._over, self._error = True, error
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    @property
+    def error(self) -> Exception | None:
+        """What ended the response early, as far as the tap knows."""
+        return self._error
 
     async def capture(self, response: aiohttp.ClientResponse) -> None:
         """Wait for the end of the body, or read it. Raises what ended it early."""
@@ -145,7 +159,9 @@ class Tap(asyncio.Protocol):
         self._transport = transport
         self._reads = reads
         self._head = b""
+        self._interim = 0
         self._chunks: Dechunker | None = None
+        self._waiting: deque[tuple[int, bytes]] = deque()  # slices, with the stamp of their read
         self._receive: Callable[[bytes], None] = self._in_head
 
     def data_received(self, data: bytes) -> None:
@@ -166,6 +182,8 @@ class Tap(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """From the transport."""
+        while self._waiting:
+            self._take(*self._waiting.popleft())
         if self._chunks is not None:
             words = f"connection lost: {exc}" if exc else "connection closed inside a chunk-coded body"
             self._reads.end(ConnectionResetError(words))
@@ -174,19 +192,20 @@ class Tap(asyncio.Protocol):
     def _in_head(self, data: bytes) -> None:
         stamp = self._reads.now_ns()
         self._head += data
-        end = self._head.find(b"\r\n\r\n") + 4
+        while (end := self._head.find(b"\r\n\r\n") + 4) >= 4 and self._head[8:10] == b" 1":
+            self._interim += 1  # the head proper follows
+            if self._interim > MAX_INTERIM:
+                self._break(ChunkError(f"more than {MAX_INTERIM} interim responses"))
+                return
+            rest = self._head[end:]
+            self._inner.data_received(data[: len(data) - len(rest)])
+            self._head = data = rest
         if end < 4:
-            if len(self._head) > MAX_HEAD:
-                self._receive = self._inner.data_received
-            self._inner.data_received(data)
+            self._unfinished(data)
             return
         head, rest = self._head[:end], self._head[end:]
         self._head = b""
-        if head[8:10] == b" 1":  # an interim response: the head proper follows
-            self._inner.data_received(data[: len(data) - len(rest)])
-            if rest:
-                self._in_head(rest)
-        elif _is_chunked_sse(head):
+        if _is_chunked_sse(head):
             self._reads.head_ns = self._reads.last_ns = stamp
             self._chunks = Dechunker()
             self._receive = self._in_body
@@ -197,8 +216,39 @@ class Tap(asyncio.Protocol):
             self._receive = self._inner.data_received
             self._inner.data_received(data)
 
+    def _unfinished(self, data: bytes) -> None:
+        if len(self._head) > MAX_HEAD:
+            self._break(ChunkError(f"a response head of more than {MAX_HEAD} bytes"))
+        elif data:
+            self._inner.data_received(data)
+
+    def _break(self, error: Exception) -> None:
+        """The response is over, by our decision."""
+        self._receive = _drop
+        self._waiting.clear()
+        self._reads.end(error)
+        self._transport.abort()
+
     def _in_body(self, data: bytes) -> None:
         stamp = self._reads.now_ns()
+        if len(data) <= SLICE and not self._waiting:
+            self._take(stamp, data)
+            return
+        if not self._waiting:
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._next)
+        self._waiting.extend((stamp, data[at : at + SLICE]) for at in range(0, len(data), SLICE))
+
+    def _next(self) -> None:
+        """Rule 5."""
+        if self._waiting:
+            self._take(*self._waiting.popleft())
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._next)
+        elif not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _take(self, stamp: int, data: bytes) -> None:
         chunks = self._chunks
         assert chunks is not None
         try:
@@ -206,13 +256,12 @@ class Tap(asyncio.Protocol):
             if payload:
                 self._reads.add(stamp, payload)
         except (ChunkError, TooLarge) as e:
-            self._receive = _drop
-            self._reads.end(e)
-            self._transport.abort()
+            self._break(e)
             return
         if chunks.done:
             self._receive = self._inner.data_received
-            self._inner.data_received(LAST_CHUNK + chunks.rest)
+            self._inner.data_received(LAST_CHUNK + chunks.rest + b"".join(data for _, data in self._waiting))
+            self._waiting.clear()
             if not self._transport.is_closing():
                 self._transport.set_protocol(self._inner)
             self._reads.end()

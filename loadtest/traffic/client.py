@@ -7,6 +7,7 @@ Rules
 4. A server's fault never raises: it is the record's outcome. Only CancelledError passes, after it was journaled and
    the connection closed, so that the server sees its client leave.
 5. A shortage on our side (no file descriptors, no ports) is `info`: the server did nothing.
+6. No answer takes more memory than what was asked for can need, and never more than `Limits.kept_bytes`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ NS = 1_000_000_000
 # Below uvicorn's 5 s: a request never meets a connection that the server is about to close, which would look as if
 # the server had refused it.
 KEEPALIVE_S = 3.0
+COMMENTS = 2 * 1024 * 1024  # bytes that any answer may have beside what its tokens need
 _JSON = {"Content-Type": "application/json", "Accept": "text/event-stream", "Accept-Encoding": "identity"}
 # Errors that say the tester's machine, not the server, is out of something.
 _OUR_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
@@ -152,7 +154,7 @@ class StreamClient:
                 replica=ask.replica,
             )
         )
-        reads = Reads(options.limits.kept_bytes, self._now_ns)
+        reads = Reads(min(options.limits.kept_bytes, COMMENTS + ask.answer_bytes), self._now_ns)
         self._reading.add(reads)
         try:
             return await self._read(ask, body, sent_ns, reads)
@@ -218,8 +220,13 @@ class StreamClient:
             watch.stop()
 
     async def _exchange(self, url: str, body: bytes, reads: Reads, state: _State) -> None:
-        with tapping(reads):
-            response = await self._session.post(url, data=body, headers=_JSON, allow_redirects=False)
+        try:
+            with tapping(reads):
+                response = await self._session.post(url, data=body, headers=_JSON, allow_redirects=False)
+        except aiohttp.ClientError:
+            if reads.error is not None:  # why the tap ended the connection
+                raise reads.error from None
+            raise
         try:
             state.head_ns = reads.head_ns or self._now_ns()
             reads.last_ns = max(reads.last_ns, state.head_ns)

@@ -4,7 +4,8 @@ Rules
 1. A stream is `ok` only with status 200, `text/event-stream`, `[DONE]`, exactly one finish reason, no error frame and
    the right number of tokens: as many as `usage` says (when it does), and `max_tokens` when the finish reason is
    "length" or when nothing allows an earlier stop.
-2. The first breach of the contract decides the reason; what follows it is still read for its tokens.
+2. The first breach of the contract decides the reason; what follows it is still read for its tokens, until there were
+   `BREACHES`: a flood of them is not worth anybody's time.
 3. A proven breach outranks the way our own side ended the stream (deadline, cancel): evidence seen stays evidence.
    Without one, a stream our side ended is `info`, and one the server ended is `cut` (no orderly end of the body) or
    `truncated` (orderly, but incomplete).
@@ -24,8 +25,8 @@ import orjson
 
 from loadtest.records import REASONS_INFO, Outcome, Stream
 from loadtest.traffic.ask import Ask
-from loadtest.traffic.sse import Event, Parser, SseError, parse_reads
-from loadtest.traffic.words import error_of, excerpt, parse_error
+from loadtest.traffic.sse import MAX_EVENT, Event, Parser, SseError, parse_reads
+from loadtest.traffic.words import error_of, excerpt, parse_error, shown
 
 Ending = Literal[
     "end",  # the body ended where its framing says
@@ -40,7 +41,10 @@ Ending = Literal[
 Redact = Callable[[str, int], str]
 
 MAX_DETAIL = 300
-STEP = 256  # events
+MAX_FINISH = 40
+BREACHES = 1000
+STEP = 16 * 1024  # bytes: a millisecond for usual events, a few for the worst
+EVENT_BYTES = 128 * 1024  # that an event may have beside what its tokens need
 _U32 = 2**32 - 1
 
 
@@ -92,8 +96,10 @@ class _Tally:
     done: Event | None = None
     usage: int = -1
     breach: tuple[str, str] | None = None
+    breaches: int = 0
 
     def blame(self, reason: str, detail: str) -> None:
+        self.breaches += 1
         if self.breach is None:
             self.breach = (reason, detail)
 
@@ -140,7 +146,7 @@ def _decoded(x: Exchange, tally: _Tally, redact: Redact) -> Decoded:
         outcome=_outcome(reason),
         reason=reason,
         detail=redact(detail, MAX_DETAIL),
-        finish=tally.finish,
+        finish=redact(tally.finish, MAX_FINISH),
         done=tally.done is not None,
         tokens=len(ids),
         offset=0,
@@ -164,20 +170,37 @@ def _is_sse(content_type: str) -> bool:
 
 
 def _read_events(x: Exchange, tally: _Tally) -> Iterator[None]:
-    """Fill `tally`, with a pause after every `STEP` events."""
-    parser = Parser()
+    """Fill `tally`, with a pause after every `STEP` bytes or so."""
+    bound = min(MAX_EVENT, EVENT_BYTES + x.ask.answer_bytes)
+    parser = Parser(max_line=bound, max_event=bound)
+    work = 0
     try:
-        for number, (stamp, event) in enumerate(parse_reads(x.reads, parser), 1):
-            try:
-                _event(event, stamp, tally)
-            except _Breach as b:
-                tally.blame(b.reason, b.detail)
-            if number % STEP == 0:
+        for stamp, events in parse_reads(_pieces(x.reads), parser):
+            for event in events:
+                work += len(event.data)
+                try:
+                    _event(event, stamp, tally)
+                except _Breach as b:
+                    tally.blame(b.reason, b.detail)
+            if tally.breaches > BREACHES:
+                return
+            work += STEP // 16
+            if work >= STEP:
+                work = 0
                 yield
     except SseError as e:
         tally.blame("protocol", str(e))
     if tally.done is not None and parser.ignored > tally.done.ignored:
         tally.blame("protocol", "bytes that are no comment follow [DONE]")
+
+
+def _pieces(reads: Sequence[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """The reads, long ones in parts: a read of blank lines alone takes a second for a megabyte."""
+    for stamp, data in reads:
+        if len(data) <= STEP:
+            yield stamp, data
+        else:
+            yield from ((stamp, data[at : at + STEP]) for at in range(0, len(data), STEP))
 
 
 def _event(event: Event, stamp: int, tally: _Tally) -> None:
@@ -212,8 +235,8 @@ def _usage(usage: Any, tally: _Tally) -> None:
     if not isinstance(usage, dict):
         return
     count = usage.get("completion_tokens")
-    if not isinstance(count, int) or not 0 <= count < 2**31:
-        raise _Breach("protocol", f"usage says {count!r} completion tokens")
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < 2**31:
+        raise _Breach("protocol", f"usage says {shown(count)} completion tokens")
     tally.usage = count
 
 
@@ -241,12 +264,12 @@ def _finish(finish: Any, count: int, tally: _Tally) -> None:
     """A finish reason, or an event with `count` tokens after one."""
     before = tally.finish
     if finish is not None and not isinstance(finish, str):
-        raise _Breach("protocol", f"the finish reason is {finish!r}, not a string")
+        raise _Breach("protocol", f"the finish reason is {shown(finish)}, not a string")
     if finish and before:
-        raise _Breach("duplicated", f"finish reason {finish!r} after {before!r}")
+        raise _Breach("duplicated", f"finish reason {shown(finish)} after {shown(before)}")
     if before and count:
-        raise _Breach("duplicated", f"{count} more tokens after finish reason {before!r}")
-    tally.finish = before or (finish or "")[:40]
+        raise _Breach("duplicated", f"{count} more tokens after finish reason {shown(before)}")
+    tally.finish = before or finish or ""
 
 
 def _extend(column: array[int], ids: Any) -> int:
@@ -256,7 +279,7 @@ def _extend(column: array[int], ids: Any) -> int:
     except (TypeError, OverflowError):
         new = None
     if new is None or (new and min(new) < 0):
-        raise _Breach("protocol", f"token ids are not a list of ids: {str(ids)[:80]}")
+        raise _Breach("protocol", f"token ids are not a list of ids: {shown(ids)}")
     column.extend(new)
     return len(new)
 
@@ -292,7 +315,7 @@ def _incomplete(ask: Ask, tally: _Tally, count: int) -> tuple[str, str]:
     if not tally.finish:
         return "truncated", f"[DONE] without a finish reason after {count} tokens"
     if tally.finish not in ("length", "stop"):
-        return "truncated", f"finish reason {tally.finish!r} after {count} tokens"
+        return "truncated", f"finish reason {shown(tally.finish)} after {count} tokens"
     if tally.usage >= 0 and count != tally.usage:
         return "truncated", f"{count} tokens arrived, usage says {tally.usage}"
     if count < 0 or (tally.finish == "stop" and ask.may_stop_early):

@@ -155,8 +155,8 @@ class Parser:
         raise SseError(message, events)
 
 
-def parse_reads(reads: Iterable[tuple[int, bytes]], parser: Parser) -> Iterator[tuple[int, Event]]:
-    """Events of a whole stream, each with the stamp of the read that completed it.
+def parse_reads(reads: Iterable[tuple[int, bytes]], parser: Parser) -> Iterator[tuple[int, list[Event]]]:
+    """For each read, and once more for the end, its stamp and the events that it completed, if any.
 
     `reads` are (stamp, bytes) in order; a `partial` event at the end has the last read's stamp. Raises SseError after
     the events that precede the error.
@@ -164,11 +164,8 @@ def parse_reads(reads: Iterable[tuple[int, bytes]], parser: Parser) -> Iterator[
     stamp = 0
     try:
         for stamp, chunk in reads:
-            for event in parser.feed(chunk):
-                yield stamp, event
-        for event in parser.eof():
-            yield stamp, event
+            yield stamp, parser.feed(chunk)
+        yield stamp, parser.eof()
     except SseError as error:
-        for event in error.events:
-            yield stamp, event
+        yield stamp, error.events
         raise

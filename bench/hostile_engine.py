@@ -1,6 +1,6 @@
 """Hostile servers against the real engine process: how each attack ends, when, and what it costs.
 
-    python bench/hostile.py [ATTACK...]
+    python bench/hostile_engine.py [ATTACK...]
 
 One engine per attack: `COPIES` hostile streams at once, beside users of "good" on the same engine. Prints the reason,
 the seconds until the last hostile stream was over, the engine's peak memory above idle, its worst loop lag, and the
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -24,8 +25,17 @@ from loadtest import history
 from loadtest.traffic.ipc import EngineHandle
 
 COPIES = 3
-DEADLINE_S = 3.0
-STALL_S = 1.5
+LIMITS = {"stream_deadline_s": 6.0, "stall_s": 3.0, "connect_s": 5.0}
+
+
+@dataclass
+class Found:
+    """What one engine made of its attackers."""
+
+    reasons: dict[str, list[str]]  # by attack
+    seconds: float  # until the last hostile stream was over
+    peak_mb: float  # above idle
+    history: history.History
 
 
 def peak_mb(pid: int) -> float:
@@ -36,11 +46,10 @@ def peak_mb(pid: int) -> float:
     return 0.0
 
 
-def attack(names: list[str], port: int, folder: Path) -> tuple[dict[str, list[str]], float, float, history.History]:
-    """({attack: reasons}, seconds, MB above idle, what was recorded) of `COPIES` of each, beside good streams."""
+def attack(names: list[str], port: int, folder: Path, copies: int = COPIES) -> Found:
+    """`copies` of each attack at once on a new engine, beside good streams."""
     engine = EngineHandle()
     engine.start()
-    limits = {"stream_deadline_s": DEADLINE_S, "stall_s": STALL_S, "connect_s": 2.0}
     config = {"folder": str(folder), "url": f"http://127.0.0.1:{port}", "seed": 1, "engine": "e0", "role": "local"}
     reasons: dict[str, list[str]] = collections.defaultdict(list)
     over = threading.Event()
@@ -56,11 +65,11 @@ def attack(names: list[str], port: int, folder: Path) -> tuple[dict[str, list[st
         reasons[name].append(ask(name))
 
     try:
-        engine.configure({**config, "headers": {"Authorization": "Bearer sk-secret-123"}, "limits": limits})
+        engine.configure({**config, "headers": {"Authorization": "Bearer sk-secret-123"}, "limits": LIMITS})
         assert ask("good") == ""
         idle = peak_mb(engine.pid)
         users = [threading.Thread(target=user) for _ in range(4)]
-        villains = [threading.Thread(target=villain, args=(n,)) for n in names for _ in range(COPIES)]
+        villains = [threading.Thread(target=villain, args=(n,)) for n in names for _ in range(copies)]
         begun = time.monotonic()
         for t in (*users, *villains):
             t.start()
@@ -75,7 +84,7 @@ def attack(names: list[str], port: int, folder: Path) -> tuple[dict[str, list[st
     finally:
         over.set()
         engine.close()
-    return dict(reasons), seconds, peak, history.load(folder)
+    return Found(dict(reasons), seconds, peak, history.load(folder))
 
 
 def main(names: list[str]) -> None:
@@ -83,13 +92,13 @@ def main(names: list[str]) -> None:
     print(f"{'attack':22} {'ends as':28} {'s':>5} {'MB':>7} {'lag ms':>7}  good streams")
     with tempfile.TemporaryDirectory() as work, hostile(Path(work)) as port:
         for name in names:
-            reasons, seconds, peak, seen = attack([name], port, Path(work) / name)
-            lag = max(h.lag_max_ms for h in seen.health)
-            table = seen.streams
+            found = attack([name], port, Path(work) / name)
+            lag = max(h.lag_max_ms for h in found.history.health)
+            table = found.history.streams
             mine = [i for i in range(len(table)) if table.user[i] == "good"]
             good = collections.Counter(table.reasons[table.reason[i]] or "ok" for i in mine)
-            ends = ", ".join(sorted({r or "ok" for r in reasons[name]}))
-            print(f"{name:22} {ends:28} {seconds:5.1f} {peak:7.1f} {lag:7.1f}  {dict(good)}", flush=True)
+            ends = ", ".join(sorted({r or "ok" for r in found.reasons[name]}))
+            print(f"{name:22} {ends:28} {found.seconds:5.1f} {found.peak_mb:7.1f} {lag:7.1f}  {dict(good)}", flush=True)
 
 
 if __name__ == "__main__":
