@@ -9,7 +9,7 @@ READY := $(VENV)/.installed
 # exit code (0 PASS, 1 FAIL, 2 UNKNOWN and everything else) through make.
 KEEP_FAIL = || { code=$$?; [ $$code -ne 1 ] || kill -QUIT $$PPID; exit $$code; }
 
-.PHONY: install demo test matrix lint vllm smollm2 exp4-up health exp4-benchmark exp4-down clean
+.PHONY: install demo test test-vllm matrix lint vllm smollm2 exp4-up health exp4-benchmark exp4-down clean
 install: $(READY)
 
 $(READY): pyproject.toml
@@ -23,6 +23,10 @@ demo: $(READY)
 
 test: $(READY) lint
 	$(BIN)/pytest -m 'not vllm'
+	@echo "Skipped: the tests on a real vLLM; make vllm test-vllm runs them."
+
+test-vllm: $(READY)
+	$(BIN)/pytest -m vllm --durations=10
 
 # Every planted fault at 100 %, 10 % and 1 %, and 3,000 innocent histories of each kind: about 50 minutes on one core.
 matrix: $(READY)

@@ -156,11 +156,35 @@ class Session:
 
     def judge(self, reason: str) -> Outcome:
         """Judge what was recorded, write the reports; after all engines have closed their journals."""
+        self._score(reason)
         self.meta["ended"] = reason
         if self.target.guarded is not None and not self.target.guarded.alive():
-            self.meta["server_log_tail"] = self.target.guarded.tail()
+            self.meta["server_log_tail"] = self._last_words(self.target.guarded.tail())
         self._write_meta()
         return judge(self.folder)
+
+    def _score(self, reason: str) -> None:
+        from loadtest import scorer
+
+        marked = all(v.markers for found in self.versions.values() for v in found)
+        if scorer.needed(self.scenario, marked, reason) and not self.server_died():
+            scorer.score(self.folder, self.target, self.scenario.attribution, say)
+
+    def server_died(self) -> str:
+        """Why the server that this run started is no more; "" while it lives, or when it is not ours."""
+        from loadtest.errors import TargetDied
+
+        try:
+            self.target.check_alive()
+        except TargetDied as e:
+            return str(e)
+        return ""
+
+    def _last_words(self, log: str) -> str:
+        from loadtest.traffic.words import Redactor
+
+        redact = Redactor(self.target.url, self.target.headers)
+        return "\n".join(redact(line.expandtabs(4), 400) for line in log.split("\n"))
 
     def close(self) -> None:
         """End the target if it is ours; idempotent."""
@@ -273,15 +297,19 @@ def judge(folder: Path) -> Outcome:
 
     recorded = history.load(folder)
     spec = scenario.load(folder / "scenario.yaml")
+    if spec.attribution == "none":
+        recorded = history.unmarked(recorded)
     document = verdict.to_json(verdict.judge(recorded, require_of(spec)))
     write(folder / "verdict.json", json.dumps(document, indent=1) + "\n")
     title = spec.title or folder.name
-    write(folder / "report.md", markdown.render(document, title))
+    meta = _meta(folder)
+    log = str(meta.get("server_log_tail") or "")
+    write(folder / "report.md", markdown.render(document, title, log))
     write(folder / "junit.xml", junit.render(document, title))
-    extra = {"scenario": (folder / "scenario.yaml").read_text(), "meta": _meta(folder)}
+    extra = {"scenario": (folder / "scenario.yaml").read_text(), "meta": meta}
     write(folder / "report.html", html.render(document, recorded, title, extra=extra))
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    text = terminal.render(document, title, str(folder), colour=colour)
+    text = terminal.render(document, title, str(folder), log=log, colour=colour)
     return Outcome(int(document.get("exit_code", EXIT_UNKNOWN)), str(document["status"]), text)
 
 

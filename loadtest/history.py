@@ -11,17 +11,19 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from loadtest import records
+from loadtest import records, scores
 from loadtest.errors import HistoryError
 from loadtest.journal import Journal as Journal
 from loadtest.lines import OUTCOMES, File, R, read, stream_rows, typed
+from loadtest.scores import NONE as NO_SCORES
+from loadtest.scores import Scores
 
 I8 = npt.NDArray[np.int8]
 I16 = npt.NDArray[np.int16]
@@ -120,6 +122,7 @@ class History:
     ends: tuple[records.End, ...]
     problems: tuple[str, ...]
     scrapes: tuple[records.Scrape, ...] = ()
+    scores: Scores = NO_SCORES
 
 
 def load(folder: Path) -> History:
@@ -130,7 +133,9 @@ def load(folder: Path) -> History:
     files = [read(p) for p in paths]
     if not any(f.lines for f in files):
         raise HistoryError(f"no line of {paths[0]} can be read", remedy="the run recorded nothing; run it again")
-    return build(files)
+    recorded = build(files)
+    found = scores.read(folder, recorded.streams.name)
+    return replace(recorded, scores=found, problems=(*recorded.problems, *found.problems))
 
 
 def build(files: list[File]) -> History:
@@ -161,6 +166,12 @@ def build(files: list[File]) -> History:
         scrapes=gather(records.Scrape),
         problems=tuple(problems),
     )
+
+
+def unmarked(recorded: History) -> History:
+    """The same without anything that tells versions apart."""
+    bare = tuple(replace(v, markers=()) for v in recorded.versions)
+    return replace(recorded, versions=bare, scores=NO_SCORES)
 
 
 def _unique_versions(versions: tuple[records.Version, ...]) -> tuple[records.Version, ...]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from loadtest.errors import TargetError, Unreachable
 from loadtest.guardian import Guarded
-from loadtest.probe import MANAGED_START_S, Say, Target, cache_dir, request, vocab_of, wait_until
+from loadtest.probe import MANAGED_START_S, Say, Target, cache_dir, key_headers, request, vocab_of, wait_until
 
 if TYPE_CHECKING:
     from loadtest.scenario import Managed
@@ -56,7 +56,9 @@ def command(managed: Managed, spec: Spec, base: Path, port: int) -> list[str]:
     fixed = ["--host", "127.0.0.1", "--port", str(port), "--model", str(base), "--served-model-name", spec.model]
     lora = ["--enable-lora", "--max-loras", str(spec.max_loras), "--max-lora-rank", str(spec.max_lora_rank)]
     sizes = ["--max-model-len", "1024", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32"]
-    return [str(python), "-m", "vllm.entrypoints.openai.api_server", *fixed, *lora, *sizes, *managed.args]
+    # Nice: on a small machine the server must not make the client late.
+    start = ["nice", "-n", "10", str(python), "-m", "vllm.entrypoints.openai.api_server"]
+    return [*start, *fixed, *lora, *sizes, *managed.args]
 
 
 def open_managed(spec: Spec, run_dir: Path, say: Say) -> Target:
@@ -66,6 +68,7 @@ def open_managed(spec: Spec, run_dir: Path, say: Say) -> Target:
     managed = spec.managed
     if managed is None:
         raise ValueError("open_managed without target.managed")
+    headers = key_headers(spec)
     base = Path(managed.model) if managed.model else ensure_base(cache_dir(), size=spec.size)
     port = free_port()
     line = command(managed, spec, base, port)
@@ -89,4 +92,4 @@ def open_managed(spec: Spec, run_dir: Path, say: Say) -> Target:
     say(f"{managed.engine} healthy after {time.monotonic() - started:.0f} s on {url}")
     root = run_dir / "adapters"
     about = {"command": line}
-    return Target(url, spec.model, base, vocab_of(base), root, str(root.resolve()), guarded=guarded, about=about)
+    return Target(url, spec.model, base, vocab_of(base), root, str(root.resolve()), headers, guarded, about)

@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from loadtest.errors import TargetDied, Unreachable, UsageError
 from loadtest.guardian import Guarded
+
+if TYPE_CHECKING:
+    from loadtest.scenario import Target as Spec
 
 Say = Callable[[str], None]
 
@@ -53,6 +56,16 @@ class Target:
         """End the server if it is ours; idempotent."""
         if self.guarded is not None:
             self.guarded.stop()
+
+
+def key_headers(spec: Spec) -> dict[str, str]:
+    """The header that carries the key which `spec.api_key_env` names; empty without one."""
+    if not spec.api_key_env:
+        return {}
+    key = os.environ.get(spec.api_key_env)
+    if not key:
+        raise UsageError(f"target.api_key_env names {spec.api_key_env}, which is not set", remedy="export it")
+    return {"Authorization": f"Bearer {key}"}
 
 
 def cache_dir() -> Path:

@@ -7,6 +7,13 @@ A run folder holds, per engine E ("e0", "e1", ...):
     arrivals-E.u32      for each token: µs from the stream's `sent_ns` to the read that brought it (uint32)
     prompts-E.i32       prompt token ids, little-endian int32
 
+and, when tokens were attributed by asking the server again after the traffic (scoring.py):
+
+    scores.jsonl        `pin`, `score` and `scored` lines
+    margins.f32         for each token of a stream, nats by which a version prefers another token there (0: it is the
+                        version's own choice); teacher-forced, prompt and earlier tokens as they were
+    references.i32      token ids that a version generates for a stream's prompt, greedily
+
 Rules
 1. Columns are written before the `stream` line that names their `offset` and `tokens`; what no line names is torn tail.
 2. An operation is written when it begins (`send`, `invoke`) and again when it ends (`stream`, `ack`). One without
@@ -244,7 +251,48 @@ class End:
     reason: str  # "complete" | "run_time" | "interrupted" | "target_died" | "error"
 
 
-Record = Run | Phase | Version | Invoke | Ack | ReplicaAck | Send | Stream | Health | Scrape | Undo | Event | End
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A copy of a version under a name of its own, `adapter--sha8`: `planned` before it is loaded, then what came."""
+
+    kind: ClassVar[str] = "pin"
+    name: str
+    adapter: str
+    version: str
+    path: str  # as the server sees it
+    state: Literal["planned", "loaded", "refused", "unloaded", "failed"]
+    url: str  # of the target, without secrets
+    pid: int  # of the process that loads and unloads it
+    boot_id: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one version says about one stream; written after its column."""
+
+    kind: ClassVar[str] = "score"
+    method: Literal["margins", "reference"]
+    stream: str  # its name in the merged history: "e0-17"
+    adapter: str  # whose version it is; "base" for the base model
+    version: str
+    tokens: int
+    offset: int  # index of the first value in margins.f32 or references.i32
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Last line: scoring has ended."""
+
+    kind: ClassVar[str] = "scored"
+    adapters: tuple[str, ...]  # whose streams were scored
+    streams: int
+    seconds: float
+    incomplete: str = ""  # why not all of it was done
+
+
+Line = Run | Phase | Version | Invoke | Ack | ReplicaAck | Send | Stream | Health | Scrape | Undo | Event | End
+Record = Line | Pin | Score | Scored
 KINDS: dict[str, type[Record]] = {
     t.kind: t for t in (Run, Phase, Version, Invoke, Ack, ReplicaAck, Send, Stream, Health, Scrape, Undo, Event, End)
 }

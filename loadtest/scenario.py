@@ -45,6 +45,7 @@ from loadtest.scenario_units import IntRange, SecondsRange
 
 Level = Literal["safe", "token-regular", "token-atomic", "stream-regular", "stream-atomic"]
 Arm = Literal["aa", "sham", "real", "bad"]
+Attribution = Literal["auto", "markers", "reference", "margins", "none"]
 How = Literal["missing", "corrupt", "rank-too-high"]
 
 
@@ -220,6 +221,7 @@ class Scenario(_Model):
     traffic: Traffic = Traffic()
     phases: Annotated[tuple[Phase, ...], AsTuple, Field(min_length=1)]
     require: Require = Require()
+    attribution: Attribution = "auto"  # auto: markers where versions have them, else what the engine allows
 
     @property
     def mix(self) -> dict[str, float]:

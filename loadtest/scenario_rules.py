@@ -11,6 +11,16 @@ from loadtest.scenario_yaml import Path
 Found = tuple[Path, str, str]  # where, what is wrong, what to do
 SWAPS = ("sham", "real")
 EMBEDDED_ONLY = ("swap", "plant", "step_ms")
+MANAGED_FLAGS = {
+    "--host": "remove it: the server listens on the loopback",
+    "--port": "remove it: a free port is chosen",
+    "--model": "write target.managed.model",
+    "--served-model-name": "write target.model",
+    "--max-lora-rank": "write target.max_lora_rank",
+    "--max-loras": "write target.max_loras",
+    "--api-key": "export VLLM_API_KEY, which the server inherits, and write target.api_key_env: VLLM_API_KEY",
+    "--hf-token": "export HF_TOKEN: the server inherits it",
+}
 MOST_SWAPS = 10_000  # of one phase: all are planned before the run
 SECRET = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")  # endings of variables that hold one
 
@@ -72,9 +82,19 @@ def _target(target: dict[str, Any]) -> Iterator[Found]:
     server = _mapping(target.get("adapters_dir")).get("server")
     if isinstance(server, str) and not server.startswith("/"):
         yield ("target", "adapters_dir", "server"), f"expected an absolute path, got {server!r}", "write e.g. /adapters"
+    yield from _managed_args(_mapping(target.get("managed")).get("args"))
     for name in _mapping(_mapping(target.get("managed")).get("env")):
         if name.upper().endswith(SECRET):
             yield ("target", "managed", "env", name), "looks like a secret", "export it: the server inherits it"
+
+
+def _managed_args(args: object) -> Iterator[Found]:
+    """Arguments that the run itself chooses, and those that hold a secret."""
+    for index, arg in enumerate(args if isinstance(args, list) else []):
+        flag = str(arg).partition("=")[0].replace("_", "-")
+        if flag in MANAGED_FLAGS:
+            here = ("target", "managed", "args", index)
+            yield here, f"{flag} cannot be given as an argument", MANAGED_FLAGS[flag]
 
 
 def _elsewhere(target: dict[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from loadtest.errors import FeatureOff, TargetError, Unreachable, UsageError
+from loadtest.errors import FeatureOff, TargetError, Unreachable
 from loadtest.guardian import Guarded
 from loadtest.probe import EMBEDDED_START_S as EMBEDDED_START_S
 from loadtest.probe import MANAGED_START_S as MANAGED_START_S
@@ -19,6 +19,7 @@ from loadtest.probe import ONE_THREAD as ONE_THREAD
 from loadtest.probe import Say as Say
 from loadtest.probe import Target as Target
 from loadtest.probe import cache_dir as cache_dir
+from loadtest.probe import key_headers as key_headers
 from loadtest.probe import request as request
 from loadtest.probe import vocab_of as vocab_of
 from loadtest.probe import wait_until as wait_until
@@ -78,11 +79,7 @@ def embedded_command(base: Path, port: int, swap: str, model: str = "base") -> l
 
 def _open_url(spec: Spec, where: str, root: Path) -> Target:
     url, headers = public_url(where)
-    if spec.api_key_env:
-        key = os.environ.get(spec.api_key_env)
-        if not key:
-            raise UsageError(f"target.api_key_env names {spec.api_key_env}, which is not set", remedy="export it")
-        headers["Authorization"] = f"Bearer {key}"
+    headers |= key_headers(spec)
     request(url, "GET", "/health", headers)  # nobody there is said before anything else
     base = Path(spec.base) if spec.base else None
     local, server = root, str(root.resolve())

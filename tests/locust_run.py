@@ -77,7 +77,7 @@ class Locust:
                 found.append((process, process.cmdline()))
         return found
 
-    def wait_for(self, *words: str) -> None:
+    def wait_for(self, *words: str, patience_s: float = PATIENCE_S) -> None:
         """Until the output has all of the words, while Locust runs."""
 
         def there() -> bool:
@@ -86,16 +86,16 @@ class Locust:
             assert self.process.poll() is None or all(w in output for w in words), output
             return all(w in output for w in words)
 
-        until(there, f"{words} in\n{self.output}")
+        until(there, f"{words} in\n{self.output}", patience_s)
 
-    def exit_code(self) -> int:
+    def exit_code(self, patience_s: float = PATIENCE_S) -> int:
         """Wait for the end."""
 
         def ended() -> bool:
             self.look()
             return self.process.poll() is not None
 
-        until(ended, f"the end of\n{self.output}")
+        until(ended, f"the end of\n{self.output}", patience_s)
         return int(self.process.wait())
 
     def nothing_left(self) -> bool:

@@ -23,6 +23,7 @@ RANKS = {
     "loadtest.guardian": 1,
     "loadtest.journal": 1,
     "loadtest.lines": 1,
+    "loadtest.scores": 1,
     "loadtest.history": 2,
     "loadtest.scenario": 3,
     "loadtest.scenario_fields": 3,
@@ -42,6 +43,9 @@ RANKS = {
     "loadtest.managed": 11,
     "loadtest.undo": 11,
     "loadtest.prepare": 12,
+    "loadtest.asking": 12,
+    "loadtest.scoring": 12,
+    "loadtest.scorer": 12,
     "loadtest.harness": 13,
     "loadtest.tools": 14,
     "loadtest.swarm": 15,
@@ -52,8 +56,8 @@ ALLOWED = {
     "loadtest.errors": set[str](),
     "loadtest.records": set[str](),
     "loadtest.traffic.sse": set[str](),
-    "loadtest.analysis": {"loadtest.analysis", "loadtest.records", "loadtest.history"},
-    "loadtest.report": {"loadtest.report", "loadtest.records", "loadtest.history"},
+    "loadtest.analysis": {"loadtest.analysis", "loadtest.records", "loadtest.history", "loadtest.scores"},
+    "loadtest.report": {"loadtest.report", "loadtest.records", "loadtest.history", "loadtest.scores"},
     "loadtest.server": {"loadtest.server", "loadtest.errors"},
 }
 

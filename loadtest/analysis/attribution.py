@@ -12,8 +12,8 @@
    its tokens that BASE_RATE explains them with probability under BASE_ERROR, while the content may be loaded, and
    when no content that is *not* loaded hits base streams like that (a base that loops on a marker).
 
-`Attribution` is what the guarantees see; another way to know a token's content (an exact reference, teacher-forced
-margins) only has to fill `code`.
+Streams that were scored after the traffic (scores.py) are attributed by margins.py instead: it fills `code`.
+`Attribution` is what the guarantees see.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from loadtest.analysis.margins import PLAIN as PLAIN
+from loadtest.analysis.margins import UNKNOWN as UNKNOWN
+from loadtest.analysis.margins import told
 from loadtest.analysis.noise import SUPPORT, Noise, stray, weigh
 from loadtest.analysis.stats import binomial_tail
 from loadtest.analysis.timeline import BASE, NEVER, Contents, Lookup
 from loadtest.history import I32, I64, Bool, History
-
-PLAIN, UNKNOWN = -1, -2
 
 RUN = 8
 WHOLE = 6
@@ -74,7 +75,7 @@ class Attribution:
     fallback: Runs  # plain runs that only the base explains; content is PLAIN
     own: Bool  # [R] the run's content belongs to the stream's adapter
     judged: Bool  # [S] at least one token is informative (or the stream is a judged base stream)
-    method: dict[str, str]  # adapter -> "marker" | "mixed" | "none" | "base"
+    method: dict[str, str]  # adapter -> "marker" | "mixed" | "reference" | "margins" | "none" | "base"
     informative: int  # tokens in `runs` and `fallback`, and of judged base streams
     plain: dict[str, int]  # adapter -> plain tokens outside fallbacks: the noise
     noise: Noise
@@ -89,7 +90,8 @@ def adapter_codes(history: History, contents: Contents) -> I32:
 def token_codes(history: History, contents: Contents) -> I32:
     """Content of every token by its marker: [T]."""
     code = {key: i for i, key in enumerate(contents.labels)}
-    pairs = sorted({(t, code[v.adapter, v.version]) for v in history.versions if v.adapter != BASE for t in v.markers})
+    marked = (v for v in history.versions if v.adapter != BASE and v.adapter not in history.scores.adapters)
+    pairs = sorted({(t, code[v.adapter, v.version]) for v in marked for t in v.markers})
     top = max((t for t, _ in pairs), default=-1) + 1
     table = np.full(top + 1, PLAIN, np.int32)
     for token, content in pairs:
@@ -106,23 +108,28 @@ def attribute(history: History, look: Lookup) -> Attribution:
     """Attribute every token by rules 1 to 4."""
     contents = look.line.contents
     code = token_codes(history, contents)
+    scored = told(history, contents)
+    code[scored.which] = scored.code[scored.which]
     owner = adapter_codes(history, contents)
     stream = np.repeat(np.arange(len(history.streams), dtype=np.int32), history.streams.tokens)
     base = contents.adapters.index(BASE)
-    methods = _methods(contents, len(contents.adapters))
-    marked = np.array([m in ("marker", "mixed") for m in methods], bool)
+    methods = _methods(contents, scored.method)
+    marked = np.array([m not in ("base", "none") for m in methods], bool)
     fallback, plain = _plain(history, look, (code, stream, owner), marked)
     runs = _runs(history, code, stream, code >= 0)
     in_base = owner[runs.stream] == base
     leaks = _base_leaks(history, look, runs.pick(in_base))
     mine = runs.pick(~in_base)
+    exact = mine.pick(scored.streams[mine.stream])  # their noise was weighed token by token
+    mine = mine.pick(~scored.streams[mine.stream])
     noise, dropped = _noise(history, look, mine, plain, fallback)
-    rest = _denoise(mine, dropped)
+    rest = _concatenate(_denoise(mine, dropped), exact)
     runs = _sorted(_concatenate(rest, leaks))
     own = contents.adapter[runs.content] == owner[runs.stream]
     judged = np.zeros(len(history.streams), bool)
     judged[runs.stream], judged[fallback.stream] = True, True
-    judged |= (owner == base) & ~history.streams.text_only & (history.streams.tokens > 0) & bool(contents.marked.any())
+    watched = any(m in ("marker", "mixed") for m in methods)
+    judged |= (owner == base) & ~history.streams.text_only & (history.streams.tokens > 0) & watched | scored.base
     base_tokens = int(history.streams.tokens[judged & (owner == base)].sum())
     informative = int(rest.count.sum() + fallback.count.sum()) + base_tokens
     names = contents.adapters
@@ -155,12 +162,12 @@ def _noise(history: History, look: Lookup, runs: Runs, plain: I64, fallback: Run
     return noise, dropped
 
 
-def _methods(contents: Contents, adapters: int) -> list[str]:
+def _methods(contents: Contents, scored: dict[str, str]) -> list[str]:
     out = []
-    for a in range(adapters):
+    for a, name in enumerate(contents.adapters):
         marks = contents.marked[contents.adapter == a]
-        if contents.adapters[a] == BASE:
-            out.append("base")
+        if name == BASE or name in scored:
+            out.append("base" if name == BASE else scored[name])
         else:
             out.append("none" if not marks.any() else "marker" if marks.all() else "mixed")
     return out

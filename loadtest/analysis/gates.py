@@ -13,6 +13,7 @@ from loadtest.analysis.isolated import bystander_names, bystanders
 from loadtest.analysis.ledger import Ledger
 from loadtest.analysis.noise import DRIFT
 from loadtest.analysis.timeline import clock_domains
+from loadtest.analysis.trust import trust
 from loadtest.history import OK
 
 ATTRIBUTABLE = 0.5
@@ -50,6 +51,7 @@ def _coverage(case: Case, book: Ledger, min_swaps: int) -> Iterator[Gate]:
     share = float(case.attribution.judged[met].mean()) if met.any() else 0.0
     words = f"{100 * share:.0f} % of {int(met.sum())} exposed streams are attributable, 50 % are required"
     yield Gate("attributable", share >= ATTRIBUTABLE, share, ATTRIBUTABLE, words)
+    yield from _scored(case)
     yield from _bystanders(case)
     yield _noise(case)
     if any(op.answers for op in case.history.ops):
@@ -61,6 +63,17 @@ def _coverage(case: Case, book: Ledger, min_swaps: int) -> Iterator[Gate]:
         taken = int((bad & (case.swaps.outcome == OK)).sum())
         words = f"{taken} of {int(bad.sum())} loads that must be refused were accepted; what they serve is unknown"
         yield Gate("bad_refused", taken == 0, taken, 0, words)
+
+
+def _scored(case: Case) -> Iterator[Gate]:
+    """Adapters without markers: the scores were made, and the run itself shows that they can be trusted."""
+    scores = case.history.scores
+    if not scores.adapters:
+        return
+    proof = trust(case.history)
+    words = proof.because if not scores.incomplete else f"not all streams were scored: {scores.incomplete}"
+    good = bool(proof.method) and not scores.incomplete
+    yield Gate("scored", good, len(scores.margins) + len(scores.references), 0, words)
 
 
 def _bystanders(case: Case) -> Iterator[Gate]:

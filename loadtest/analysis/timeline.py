@@ -13,9 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from loadtest.analysis.trust import trust
 from loadtest.history import FAIL, I8, I32, I64, INFO, OK, Bool, History, Op
+from loadtest.scores import Source
 
 BASE = "base"  # what streams without an adapter name
+ANOTHER, UNEXPLAINED = "another version", "explained by no version"  # contents of scored adapters: see margins.py
 NEVER = 2**61  # an end that does not come; twice it still fits int64
 APART = 2**60  # epsilon between clocks that cannot be compared: everything is concurrent
 OUTCOME = {"ok": OK, "fail": FAIL, "info": INFO}
@@ -67,7 +70,9 @@ def timeline(history: History, epsilon: int = 0) -> Timeline:
     code = {label: i for i, label in enumerate(contents.labels)}
     rows = [(code[op.adapter, op.version], *_interval(op), op) for op in history.ops if op.mode != "unload"]
     preloaded = [(code[label], -NEVER, -NEVER + 1, OK, None) for label in _preloaded(history)]
-    loads = sorted([*preloaded, *rows], key=lambda r: (r[0], r[1], r[4].name if r[4] else ""))
+    # `another version` may be any, loaded at any time: it constrains no order, but it is not the version before it.
+    wild = [(i, -NEVER, NEVER, INFO, None) for (_, label), i in code.items() if label == ANOTHER]
+    loads = sorted([*preloaded, *rows, *wild], key=lambda r: (r[0], r[1], r[4].name if r[4] else ""))
     content = np.array([r[0] for r in loads], np.int32)
     adapter = contents.adapter[content] if len(loads) else np.empty(0, np.int32)
     start, end = (np.array([r[i] for r in loads], np.int64) for i in (1, 2))
@@ -90,7 +95,15 @@ def _interval(op: Op) -> tuple[int, int, int]:
 
 
 def _contents(history: History) -> Contents:
-    labels = {(v.adapter, v.version): bool(v.markers) for v in history.versions if v.adapter != BASE}
+    told = _told(history)
+    scored = history.scores.adapters
+    labels = {
+        (v.adapter, v.version): bool(v.markers) and v.adapter not in scored
+        for v in history.versions
+        if v.adapter != BASE
+    }
+    labels |= dict.fromkeys(labels.keys() & told, True)
+    labels |= dict.fromkeys(((a, x) for a in {a for a, _ in told} for x in (ANOTHER, UNEXPLAINED)), True)
     for op in history.ops:
         if op.mode != "unload":
             labels.setdefault((op.adapter, op.version), False)
@@ -103,6 +116,13 @@ def _contents(history: History) -> Contents:
         np.array([codes[a] for a, _ in keys], np.int32),
         np.array([labels[k] for k in keys], bool),
     )
+
+
+def _told(history: History) -> set[Source]:
+    """Versions that scores tell apart in this run."""
+    if not history.scores.adapters or not trust(history).method:
+        return set()
+    return {s for s in history.scores.sources if s[0] in history.scores.adapters and s[0] != BASE}
 
 
 def _set_up(history: History) -> set[str]:

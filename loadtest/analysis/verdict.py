@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from loadtest.analysis import latency
-from loadtest.analysis.case import Case, Finding, Witness, open_case
+from loadtest.analysis.case import Case, Finding, Witness, open_case, with_unknown
 from loadtest.analysis.client import late, swap_lag_ms
 from loadtest.analysis.durable import durable
 from loadtest.analysis.export import to_json as to_json
@@ -24,10 +24,12 @@ from loadtest.analysis.result import Require as Require
 from loadtest.analysis.result import Status
 from loadtest.analysis.result import Verdict as Verdict
 from loadtest.analysis.stats import quantile, quantile_interval
+from loadtest.analysis.timeline import ANOTHER
 from loadtest.analysis.versions import fresh, ordered, untorn
 from loadtest.history import INFO, OK, History
 
 DEFAULT_HANGOVER = 1.2  # `steady` is reported against this where the scenario sets no budget
+ALL_TOKENS = ("valid", "fresh", "ordered", "monotonic")
 ALARM_ARMS = ("aa", "sham")  # arms in which a version guarantee cannot be broken by a new content
 
 
@@ -83,7 +85,18 @@ def _findings(case: Case, found: Gaps, require: Require) -> tuple[list[Finding],
     steady, limit = _steady(case, after, require.hangover)
     budgets += [limit] if require.hangover is not None else []
     judged = [complete(case), valid(case), fresh(case), untorn(case), ordered(case), monotonic(case)]
-    return [*judged, alone, durable(case), steady], budgets, after
+    return [*_less_blind(case, judged), alone, durable(case), steady], budgets, after
+
+
+def _less_blind(case: Case, judged: list[Finding]) -> list[Finding]:
+    """Guarantees over all tokens cannot PASS where a torn stream went on with tokens of nobody knows which version."""
+    names = case.look.line.contents.labels
+    lost = np.isin(case.own.content, [i for i, (_, label) in enumerate(names) if label == ANOTHER])
+    count = len(np.unique(case.own.stream[lost]))
+    if not count:
+        return judged
+    words = f"{count} streams go on, after a tear, with tokens that no version explains alone"
+    return [with_unknown(f, words) if f.name in ALL_TOKENS else f for f in judged]
 
 
 def _required(case: Case, require: Require) -> set[str]:

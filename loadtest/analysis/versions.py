@@ -25,7 +25,7 @@ from loadtest.analysis.case import (
     versions_of,
     who,
 )
-from loadtest.analysis.timeline import NEVER, floor
+from loadtest.analysis.timeline import ANOTHER, NEVER, floor
 from loadtest.history import I64, OK, Bool
 
 
@@ -135,7 +135,7 @@ def _torn(case: Case, runs: Runs, i: int) -> Witness:
     op = swap_of(case, int(runs.content[i]), at)
     text = (
         f"{who(case, s)}: token {old} is {versions[0]}, token {new} is {versions[1]} "
-        f"({told(case, op, at)}): torn at {old}..{new}"
+        f"({'which one, nobody can say' if versions[1] == ANOTHER else told(case, op, at)}): torn at {old}..{new}"
     )
     around = ids_around(case, s, old, new)
     name = op.name if op else ""

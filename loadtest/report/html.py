@@ -333,4 +333,4 @@ def _words(extra: Mapping[str, Any], recorded: History) -> dict[str, Any]:
 
 def _lines(value: object) -> str:
     """Text of several lines, each cleaned."""
-    return "\n".join(text.clean(line.expandtabs(4), 400) for line in str(value).split("\n"))
+    return "\n".join(text.lines(str(value)))

@@ -30,8 +30,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def render(verdict: Doc, title: str) -> str:
-    """The whole report. `verdict` as in verdict.json."""
+def render(verdict: Doc, title: str, log: str = "") -> str:
+    """The whole report. `verdict` as in verdict.json; `log`: the last lines of a server that died."""
     parts = [
         f"# {escape(text.clean(title))}: {verdict['status']}",
         escape(text.headline(verdict)),
@@ -48,6 +48,8 @@ def render(verdict: Doc, title: str) -> str:
         escape(text.hangover_line(verdict)),
     ]
     parts += _budgets(verdict) + _gates(verdict) + _witnesses(verdict)
+    if log:
+        parts += ["## The server's last words", "\n".join("    " + line for line in text.lines(log))]
     parts.append(escape(text.client_line(verdict)))
     return "\n\n".join(parts) + "\n"
 

@@ -14,14 +14,18 @@ from loadtest.report.text import Doc
 COLOURS = {"PASS": "green", "FAIL": "bold red", "UNKNOWN": "yellow"}
 
 
-def render(verdict: Doc, title: str, folder: str, *, colour: bool = False, width: int = 118) -> str:
-    """The table, the witnesses and where the results are; plain text unless `colour`."""
+def render(verdict: Doc, title: str, folder: str, *, log: str = "", colour: bool = False, width: int = 118) -> str:
+    """The table, the witnesses and where the results are; plain text unless `colour`. `log`: of a server that died."""
     console = Console(
         file=io.StringIO(), force_terminal=colour, no_color=not colour, width=width, highlight=False, emoji=False
     )
     console.print(Text(text.clean(title), style="bold"))
     console.print(_guarantees(verdict))
     console.print(_latencies(verdict))
+    if log:
+        console.print(Text("the server's last words:", style="yellow"))
+        for words in text.lines(log):
+            console.print(Text("  " + words, style="dim"), soft_wrap=True)
     for line in _lines(verdict, folder):
         console.print(line, soft_wrap=True)
     return str(console.file.getvalue())  # type: ignore[attr-defined]

@@ -23,6 +23,11 @@ def clean(text: object, limit: int = 300) -> str:
     return out if len(out) <= limit else out[: limit - 1] + "…"
 
 
+def lines(log: str) -> list[str]:
+    """Foreign text of several lines, each made safe."""
+    return [clean(line.expandtabs(4), 400) for line in log.split("\n")]
+
+
 def number(value: object, unit: str = "") -> str:
     """A figure with three significant digits; "–" for none, "∞" where the sample is too small for the quantile."""
     if value is None:

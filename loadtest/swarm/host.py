@@ -149,8 +149,16 @@ class Host:
         while self.run is run and not run.reason:
             gevent.sleep(1.0)
             run.progress.show()
+            self._note_death(run)
             if run.roster is not None:
                 self._note_missing(run, run.roster)
+
+    def _note_death(self, run: Run) -> None:
+        died = run.session.server_died()
+        if died:
+            logger.error("%s", died)
+            run.note("target_died", died)
+            self.end("target_died")
 
     def _note_missing(self, run: Run, roster: cluster.Roster) -> None:
         for member in roster.newly_missing():

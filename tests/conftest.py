@@ -1,0 +1,16 @@
+"""Fixtures that several files share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from embedded import Embedded
+from vllm_kit import vllm
+
+
+@pytest.fixture(scope="session")
+def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """One vLLM for all tests that only ask it things: a start takes a minute. Eight slots, so that some stay free."""
+    with vllm(tmp_path_factory.mktemp("vllm"), max_loras=8) as server:
+        yield server
