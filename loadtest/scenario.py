@@ -27,13 +27,17 @@ from loadtest import scenario_yaml
 from loadtest.errors import Problem, ScenarioError
 from loadtest.scenario_fields import (
     Address,
+    Arm,
     AsTuple,
     AsVersions,
+    Attribution,
     Duration,
     Every,
     Factor,
+    How,
     Ints,
     Label,
+    Level,
     Rate,
     Seconds,
     SpawnRate,
@@ -42,11 +46,6 @@ from loadtest.scenario_fields import (
 )
 from loadtest.scenario_rules import EMBEDDED_ONLY, cross_problems
 from loadtest.scenario_units import IntRange, SecondsRange
-
-Level = Literal["safe", "token-regular", "token-atomic", "stream-regular", "stream-atomic"]
-Arm = Literal["aa", "sham", "real", "bad"]
-Attribution = Literal["auto", "markers", "reference", "margins", "none"]
-How = Literal["missing", "corrupt", "rank-too-high"]
 
 
 class _Model(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
@@ -81,5 +81,9 @@ Url = Annotated[str, BeforeValidator(_url)]
 Address = Annotated[str, BeforeValidator(_address)]
 Variable = Annotated[str, BeforeValidator(_variable)]
 Label = Annotated[str, BeforeValidator(_label)]
+Level = Literal["safe", "token-regular", "token-atomic", "stream-regular", "stream-atomic"]
+Arm = Literal["aa", "sham", "real", "bad"]
+How = Literal["missing", "corrupt", "rank-too-high"]
+Attribution = Literal["auto", "markers", "reference", "margins", "none"]
 AsTuple = BeforeValidator(_tuple)  # models are strict, and YAML has lists
 AsVersions = BeforeValidator(_versions)
