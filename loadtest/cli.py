@@ -155,9 +155,11 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point: runs a command, turns every error of the user into one message and an exit code."""
     try:
         with _terminated_as_interrupted():
-            return int(cli.main(args=argv, standalone_mode=False) or 0)
+            return int(cli.main(args=argv, prog_name="loadtest", standalone_mode=False) or 0)
     except click.exceptions.Exit as e:
         return e.exit_code
+    except SystemExit:  # so click ends when the reader of its help has gone away
+        return errors.EXIT_PASS
     except (click.Abort, KeyboardInterrupt):
         return _failed(argv, EXIT_INTERRUPTED, "interrupted")
     except click.exceptions.NoArgsIsHelpError as e:

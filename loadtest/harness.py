@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from loadtest.scenario import Scenario
     from loadtest.target import Target
 
+RESULTS_IN = "results in "  # begins the line of progress that names a run's folder
 REPORTS = ("report.html", "report.md", "junit.xml")
 DEFAULT_SCENARIO = Path("scenarios/quickstart.yaml")
 
@@ -88,7 +90,7 @@ class Session:
         seed = random.SystemRandom().randrange(1 << 31) if seed is None else seed
         results = options.results or Path("results")
         folder = _run_folder(results, options.scenario or DEFAULT_SCENARIO, seed)
-        progress(f"results in {folder}")
+        progress(f"{RESULTS_IN}{folder}")
         try:
             target = open_target(scenario.target, folder, progress)
         except BaseException:
@@ -308,8 +310,10 @@ def judge(folder: Path) -> Outcome:
     write(folder / "junit.xml", junit.render(document, title))
     extra = {"scenario": (folder / "scenario.yaml").read_text(), "meta": meta}
     write(folder / "report.html", html.render(document, recorded, title, extra=extra))
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    text = terminal.render(document, title, str(folder), log=log, colour=colour)
+    on_screen = sys.stdout is not None and sys.stdout.isatty()
+    colour = on_screen and not os.environ.get("NO_COLOR")
+    width = min(max(shutil.get_terminal_size().columns, 60), 118) if on_screen else 118
+    text = terminal.render(document, title, str(folder), log=log, colour=colour, width=width)
     return Outcome(int(document.get("exit_code", EXIT_UNKNOWN)), str(document["status"]), text)
 
 
@@ -320,6 +324,11 @@ def _meta(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def ended(folder: Path) -> str:
+    """Why a recorded run ended ("complete", "interrupted", ...); "unknown" when its writer was killed."""
+    return str(_meta(folder).get("ended", "unknown"))
 
 
 def compare(a: Path, b: Path) -> tuple[str, str]:
@@ -339,9 +348,13 @@ def compare(a: Path, b: Path) -> tuple[str, str]:
 
 def run_locust(scenario: Path, options: Mapping[str, Any], locust_options: Sequence[str]) -> int:
     """Become `locust --headless` on the packaged locustfile; does not return."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [*locust_command(scenario, options), *locust_options])
+
+
+def locust_command(scenario: Path, options: Mapping[str, Any]) -> list[str]:
+    """The command line of `locust --headless` on the packaged locustfile; `options` by name, without the dashes."""
     locustfile = Path(__file__).parent / "swarm" / "locustfile.py"
     command = [sys.executable, "-m", "locust", "-f", str(locustfile), "--headless", "--only-summary"]
     command += ["--scenario", str(scenario)]
-    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    sys.stdout.flush()
-    os.execv(sys.executable, [*command, *locust_options])
+    return command + [part for name, value in options.items() for part in (f"--{name}", str(value))]

@@ -128,7 +128,7 @@ def _check(target: Target, url: str) -> str:
 def _model_names(status: int, body: bytes, url: str) -> list[str]:
     try:
         return [str(card["id"]) for card in json.loads(body)["data"]]
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise TargetError(
             f"GET {url}/v1/models answered {status} and no list of models",
             remedy="is this an OpenAI-compatible server?",

@@ -48,6 +48,7 @@ RANKS = {
     "loadtest.scorer": 12,
     "loadtest.harness": 13,
     "loadtest.tools": 14,
+    "loadtest.api": 15,
     "loadtest.swarm": 15,
     "loadtest.cli": 16,
 }

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 EXIT = {"ok": EXIT_PASS, "fail": EXIT_FAIL, "info": EXIT_UNKNOWN}
 STYLES = {"ok": "green", "fail": "bold red", "info": "yellow", "yes": "green"}
 MEANS = {
-    "ok": "done",
-    "fail": "refused, nothing changed",
-    "info": "unknown: it may have happened, or may yet",
+    "ok": "done after {}",
+    "fail": "refused after {}, nothing changed",
+    "info": "no clear answer after {}, it may have happened or may yet",
 }
 
 
@@ -97,7 +97,7 @@ def _checked(path: str, check: bool) -> str:
         return path
     reasons = refusals(local) if check else []
     if reasons:
-        raise AdapterError("; ".join(reasons), remedy="or send it anyway with --no-check")
+        raise AdapterError("; ".join(reasons), remedy="--no-check sends it anyway")
     return str(local.resolve())
 
 
@@ -106,8 +106,10 @@ def _operation(server: Remote, what: str, name: str, path: str, answer: Answer, 
     took = (answer.at_ns - answer.sent_ns) / 1e6
     document = {"operation": what, "name": name, "path": path, "ack_ms": round(took, 3)}
     document |= {k: v for k, v in asdict(answer).items() if not k.endswith("_ns")} | more
-    line = f"{what} {name}: {MEANS[answer.outcome]} after {took:.1f} ms"
+    line = f"{what} {name}: {MEANS[answer.outcome].format(f'{took:.1f} ms')}"
     lines = [line if answer.outcome == "ok" else f"{line} ({answer.reason}: {answer.message})"]
+    if answer.reason == "not_found" and path and not Path(path).is_dir():
+        lines.append(f"{path} is no folder on this machine, so it was sent as it is")
     return Shown(document, lines=lines, exit_code=EXIT[answer.outcome])
 
 
@@ -167,8 +169,11 @@ def _hotfix_lines(document: dict[str, Any]) -> list[str]:
     content = f", content {old['sha'][:12]}, rank {old['rank']}" if old["sha"] else ""
     verb = "replaced" if document["outcome"] == "ok" else "was to replace"
     lines = [f"{verb} {old['root'] or 'a version whose path the server does not tell'}{content}"]
+    if document["outcome"] == "fail":
+        return lines
     if not document["markers"]:
-        return [*lines, "not a marker adapter: when it took effect cannot be told from here"]
+        what = "not a marker adapter" if Path(document["path"]).is_dir() else "not on this machine"
+        return [*lines, f"{what}: when it took effect cannot be told from here"]
     seen, last = document["first_seen_ms"], document["old_last_seen_ms"]
     if seen is not None:
         lines.append(f"new version first seen {seen:.1f} ms after the request was sent ({document['probes']} probes)")

@@ -67,9 +67,11 @@ async def _user(session: aiohttp.ClientSession, url: str, model: str, seen: Back
         body = {"model": model, "prompt": f"Story {n}:", "max_tokens": _TOKENS, "stream": True, "ignore_eos": True}
         try:
             async with session.post(f"{url}/v1/completions", json=body) as response:
-                async for _ in response.content.iter_any():
+                tail = b""
+                async for chunk in response.content.iter_any():
                     flowing.set()
-            ok = response.status == 200
+                    tail = tail[-16:] + chunk[-16:]
+            ok = response.status == 200 and b"[DONE]" in tail
         except (aiohttp.ClientError, OSError):
             ok = False
         if ok:

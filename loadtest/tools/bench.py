@@ -216,16 +216,16 @@ class _Bench:
         last = [""]
 
         async def cold() -> float:
-            return await self._load(name, self._path(name, a, cold=True))
+            return await self._load(name, await self._path(name, a, cold=True))
 
         async def first() -> float:
             return await self._first_token(name)
 
         async def inplace() -> float:
-            return await self._load(name, self._path(name, b), inplace=True)
+            return await self._load(name, await self._path(name, b), inplace=True)
 
         async def reload() -> float:
-            last[0] = self._path(name, a)
+            last[0] = await self._path(name, a)
             started = time.perf_counter()
             await self._unload(name)
             await self._load(name, last[0])
@@ -239,9 +239,10 @@ class _Bench:
 
         return list(zip(OPERATIONS, (cold, first, inplace, reload, unload, warm), strict=True))
 
-    def _path(self, name: _Name, content: Path, *, cold: bool = False) -> str:
+    async def _path(self, name: _Name, content: Path, *, cold: bool = False) -> str:
+        """In a thread: while files are copied the streams must be read on."""
         name.paths += 1
-        return _fresh(content, self._place, f"{name.name}-{name.paths}", cold=cold)
+        return await asyncio.to_thread(_fresh, content, self._place, f"{name.name}-{name.paths}", cold=cold)
 
     async def _load(self, name: _Name, path: str, *, inplace: bool = False) -> float:
         name.loaded = True  # also when nobody can say: an unload of nothing does no harm
@@ -260,6 +261,7 @@ class _Bench:
 
     async def _first_token(self, name: _Name) -> float:
         import aiohttp
+        import orjson
 
         body = {"model": name.name, "prompt": "The", "max_tokens": 1, "temperature": 0.0}
         started = time.perf_counter()
@@ -268,9 +270,14 @@ class _Bench:
                 asyncio.timeout(self._server.timeout_s),
                 self._session.post(f"{self._server.url}/v1/completions", json=body) as response,
             ):
-                await response.read()
+                answer = await response.read()
         except (aiohttp.ClientError, OSError) as error:
             raise _Refused(f"info: {type(error).__name__}") from error
         if response.status != 200:
             raise _Refused(f"fail: status {response.status}")
-        return (time.perf_counter() - started) * 1000
+        took = (time.perf_counter() - started) * 1000
+        try:
+            orjson.loads(answer)["choices"][0]["text"]
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise _Refused("fail: status 200 without a completion") from None
+        return took

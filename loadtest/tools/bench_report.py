@@ -71,17 +71,20 @@ def _finite(value: float) -> float | None:
 
 def shown(found: dict[str, Any]) -> Shown:
     """The table. Exit code 2 when something that was asked for could not be measured."""
-    columns = ("ms", "", "rank", "n", *(f"{name} [95 %]" for name in QUANTILES), "failed")
-    rows = [
-        (r["operation"], r["condition"], str(r["rank"]), str(r["n"]), *(_cell(r[name]) for name in QUANTILES),
-         str(r["failed"] or ""))
-        for r in found["rows"]
-    ]  # fmt: skip
-    complete = not found["refused"] and all(r["n"] == found["settings"]["repeat"] for r in found["rows"])
-    right = frozenset(columns) - {"ms", ""}
-    title = f"{found['model']} on {found['url']}, {found['server_version'] or 'version unknown'}"
-    table = Table(columns, rows, right, title)
-    return Shown(found, [table], _lines(found), EXIT_PASS if complete and rows else EXIT_UNKNOWN)
+    rows, failures = found["rows"], any(r["failed"] for r in found["rows"])
+    columns = ("ms", "rank", "n", *(f"{name} [95 %]" for name in QUANTILES), *(["failed"] if failures else []))
+    tables = []
+    for operation in dict.fromkeys(r["operation"] for r in rows):
+        cells = [_cells(r, failures) for r in rows if r["operation"] == operation]
+        tables.append(Table(columns, cells, frozenset(columns) - {"ms"}, operation))
+    complete = not found["refused"] and all(r["n"] == found["settings"]["repeat"] for r in rows)
+    heading = f"{found['model']} on {found['url']}, {found['server_version'] or 'version unknown'}"
+    return Shown(found, tables, _lines(found), EXIT_PASS if complete and rows else EXIT_UNKNOWN, heading)
+
+
+def _cells(row: dict[str, Any], failures: bool) -> tuple[str, ...]:
+    cells = (row["condition"], str(row["rank"]), str(row["n"]), *(_cell(row[name]) for name in QUANTILES))
+    return (*cells, str(row["failed"] or "")) if failures else cells
 
 
 def _cell(figure: dict[str, float | None]) -> str:

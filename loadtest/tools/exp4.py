@@ -98,7 +98,7 @@ def health(folder: Path) -> tuple[State, list[str]]:
     status, body = request(state.url, "GET", "/v1/models", {})
     try:
         return state, [str(card["id"]) for card in json.loads(body)["data"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise TargetError(f"GET {state.url}/v1/models answered {status} and no list of models") from None
 
 

@@ -15,14 +15,17 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loadtest import harness
 from loadtest.errors import TargetError, UsageError
-from loadtest.target import public_url, request
+from loadtest.target import public_url
 from loadtest.tools.hotfix_report import Result
 from loadtest.tools.remote import Remote, remote, talking
 from loadtest.traffic.ipc import EngineHandle, Message
+
+if TYPE_CHECKING:
+    from loadtest.traffic.admin import ModelCard
 
 Say = Callable[[str], None]
 
@@ -52,12 +55,15 @@ class Options:
     results: Path | None = None
 
 
-def run(options: Options, say: Say) -> Result:
-    """Run, judge, and describe. Raises LoadtestError; Ctrl-C ends the swaps, rolls back, judges what was seen."""
+def run(options: Options, say: Say, stop: threading.Event | None = None) -> Result:
+    """Run, judge, and describe. Raises LoadtestError; Ctrl-C ends the swaps, rolls back, judges what was seen.
+
+    So does `stop`, from another thread.
+    """
     if options.to is not None and not options.adapter:
         raise UsageError("--to says what, but not which adapter", remedy="give --adapter NAME")
     server = remote(options.url, key_env=options.api_key_env) if options.url else None
-    cards = _cards(server) if server else []
+    cards = asyncio.run(_cards(server)) if server else []
     adapter = options.adapter or "tenant-a"
     lanes = _lanes(adapter, options.streams, bystander=options.to is None)
     with tempfile.TemporaryDirectory(prefix="loadtest-") as folder:
@@ -66,7 +72,7 @@ def run(options: Options, say: Say) -> Result:
         given = harness.Options(scenario=file, seed=options.seed, results=options.results)
         session = harness.Session.open(given, "cli", say)
     try:
-        reason = _Play(session, lanes, say).run()
+        reason = _Play(session, lanes, say, stop or threading.Event()).run()
         outcome = session.judge(reason)
     finally:
         try:
@@ -84,12 +90,12 @@ def _lanes(adapter: str, users: int, *, bystander: bool) -> list[str]:
     return [adapter] * (users - len(others)) + others
 
 
-async def _restore(server: Remote, cards: list[dict[str, Any]], names: set[str]) -> None:
+async def _restore(server: Remote, cards: list[ModelCard], names: set[str]) -> None:
     """The server as it was: what it had from the path it had it from, and nothing that it did not have.
 
     The run's own rollback has put the contents back, but from a path of the run, which must not be needed any more.
     """
-    before = {str(card["id"]): str(card.get("root") or "") for card in cards}
+    before = {card.id: card.root for card in cards}
     async with talking(server) as (_, admin):
         for name in names:
             if name not in before:
@@ -101,9 +107,9 @@ async def _restore(server: Remote, cards: list[dict[str, Any]], names: set[str])
 # -- the scenario ------------------------------------------------------------------------------------------------------
 
 
-def _scenario(options: Options, cards: list[dict[str, Any]], adapter: str, lanes: list[str]) -> dict[str, Any]:
+def _scenario(options: Options, cards: list[ModelCard], adapter: str, lanes: list[str]) -> dict[str, Any]:
     """What a user would have written. Raises UsageError, TargetError."""
-    root = next((str(card.get("root") or "") for card in cards if card["id"] == adapter), "")
+    root = next((card.root for card in cards if card.id == adapter), "")
     adapters: dict[str, Any] = {adapter: {"versions": _versions(options, root)}}
     if BYSTANDER in lanes:
         adapters[BYSTANDER] = {"versions": "markers 1"}
@@ -135,13 +141,13 @@ def _versions(options: Options, root: str) -> Any:
     return [{"id": "old", "path": str(old.resolve())}, {"id": "new", "path": str(options.to.resolve())}]
 
 
-def _target(options: Options, cards: list[dict[str, Any]]) -> dict[str, Any]:
+def _target(options: Options, cards: list[ModelCard]) -> dict[str, Any]:
     """The scenario's target. Raises TargetError, UsageError."""
-    base = next((card for card in cards if not card.get("parent")), None)
+    base = next((card for card in cards if not card.parent), None)
     if base is None:
         raise TargetError(f"{public_url(options.url)[0]} serves no base model")
-    target: dict[str, Any] = {"url": options.url, "model": str(base["id"])}
-    folder = options.base or Path(str(base.get("root") or ""))
+    target: dict[str, Any] = {"url": options.url, "model": base.id}
+    folder = options.base or Path(base.root)
     if (folder / "config.json").is_file():
         target["base"] = str(folder.resolve())
     elif options.to is None:
@@ -156,15 +162,9 @@ def _target(options: Options, cards: list[dict[str, Any]]) -> dict[str, Any]:
     return target
 
 
-def _cards(server: Remote) -> list[dict[str, Any]]:
-    status, body = request(server.url, "GET", "/v1/models", server.headers)
-    try:
-        return [dict(card) for card in json.loads(body)["data"] if card["id"]]
-    except (ValueError, KeyError, TypeError):
-        raise TargetError(
-            f"GET {server.url}/v1/models answered {status} and no list of models",
-            remedy="is this an OpenAI-compatible server?",
-        ) from None
+async def _cards(server: Remote) -> list[ModelCard]:
+    async with talking(server) as (_, admin):
+        return await admin.models()
 
 
 # -- the run -----------------------------------------------------------------------------------------------------------
@@ -177,6 +177,7 @@ class _Play:
     session: harness.Session
     lanes: list[str]
     say: Say
+    stop: threading.Event
     _over: threading.Event = field(default_factory=threading.Event)
     _reason: str = ""
 
@@ -209,6 +210,8 @@ class _Play:
     def _phases(self, handle: EngineHandle) -> str:
         handle.play()
         while not self._reason:
+            if self.stop.is_set():
+                raise KeyboardInterrupt
             self.session.target.check_alive()
             reason = handle.wait_play(_POLL_S)
             if reason is not None:

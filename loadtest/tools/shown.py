@@ -15,7 +15,7 @@ Row = Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells as text; `right` names the columns whose cells are numbers."""
+    """Cells as text; `right` names the columns whose cells are numbers. In a pipe a title is each row's first cell."""
 
     columns: Sequence[str]
     rows: Sequence[Row]
@@ -31,6 +31,7 @@ class Shown:
     tables: Sequence[Table] = ()
     lines: Sequence[str] = ()
     exit_code: int = EXIT_PASS
+    heading: str = ""  # above all, for people only
     styles: Mapping[str, str] = field(default_factory=dict)  # cell text -> rich style
 
     def as_json(self) -> str:
@@ -40,8 +41,8 @@ class Shown:
     def as_text(self, *, terminal: bool, colour: bool, width: int = 118) -> str:
         """Aligned tables for a terminal; one tab-separated line per row for a pipe, without headings."""
         if not terminal:
-            rows = ["\t".join(_plain(cell) for cell in row) for table in self.tables for row in table.rows]
-            return "\n".join([*rows, *map(_plain, self.lines)])
+            rows = [((t.title, *row) if t.title else row) for t in self.tables for row in t.rows]
+            return "\n".join(["\t".join(map(_plain, row)) for row in rows] + [_plain(line) for line in self.lines])
         return self._pretty(colour, width)
 
     def _pretty(self, colour: bool, width: int) -> str:
@@ -51,9 +52,11 @@ class Shown:
 
         out = io.StringIO()
         console = Console(file=out, force_terminal=colour, no_color=not colour, width=width, highlight=False)
+        if self.heading:
+            console.print(Text(_plain(self.heading)), soft_wrap=True)
         for table in self.tables:
             if table.title:
-                console.print(Text(table.title, "bold"))
+                console.print(Text(_plain(table.title), "bold"))
             drawn = RichTable(box=None, pad_edge=False, header_style="dim")
             for column in table.columns:
                 drawn.add_column(column, justify="right" if column in table.right else "left", overflow="fold")

@@ -11,6 +11,8 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import click
 
+from loadtest.errors import UsageError
+
 if TYPE_CHECKING:
     from loadtest.tools.remote import Remote
 
@@ -50,20 +52,27 @@ def progress(line: str) -> None:
     _write(printable(f"loadtest: {line}"), sys.stderr)
 
 
-def _write(text: str, stream: IO[str]) -> None:
-    """A reader that went away (`| head`) is no error: what is left to do gets done, and the exit code stays."""
+def _write(text: str, stream: IO[str] | None) -> None:
+    """A reader that went away (`| head`) is no error: what is left to do gets done, and the exit code stays.
+
+    Raises UsageError when the text cannot be written for another reason, such as a full disk.
+    """
+    if stream is None:  # closed by whoever started us
+        return
     try:
         click.echo(text, file=stream)
-    except BrokenPipeError:
+    except OSError as error:
         # Else the interpreter's last flush would fail once more, with a traceback.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+        if not isinstance(error, BrokenPipeError) and stream is sys.stdout:
+            raise UsageError(f"the output cannot be written ({error.strerror})", remedy="write it elsewhere") from error
 
 
 def show(found: Showable, as_json: bool) -> int:
     """Print a result for whoever reads (a script, a person at a terminal, a pipe); the exit code."""
-    terminal = sys.stdout.isatty()
+    terminal = sys.stdout is not None and sys.stdout.isatty()
     colour = terminal and not os.environ.get("NO_COLOR")
     width = max(shutil.get_terminal_size((118, 24)).columns, NARROWEST)
     text = found.as_json() if as_json else found.as_text(terminal=terminal, colour=colour, width=width)

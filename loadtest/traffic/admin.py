@@ -92,6 +92,11 @@ class Admin:
     async def models(self) -> list[ModelCard]:
         """`GET /v1/models`. Raises Unreachable, or TargetError when the answer is not a list of models."""
         reply = await self._get("/v1/models")
+        if reply.status in (401, 403):
+            raise TargetError(
+                f"{self._where()} refuses our key ({reply.status})",
+                remedy="name the variable that holds it: --api-key-env, or target.api_key_env in a scenario",
+            )
         try:
             data = orjson.loads(reply.body)["data"]
             return [ModelCard(str(c["id"]), str(c.get("root") or ""), str(c.get("parent") or "")) for c in data]
@@ -177,6 +182,14 @@ def _named(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         code, words = error.os_error.errno, error.os_error.strerror
         return (os.strerror(code) if code and code > 0 else str(words)).lower()
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the answer was cut short"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the connection was closed without an answer"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "the answer is not HTTP"
+    if isinstance(error, _TooLong):
+        return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
@@ -191,7 +204,7 @@ def _sort(reply: _Reply) -> tuple[Outcome, str, str]:
     if reply.status == 200:
         if error is not None:
             return "fail", "error_under_200", error.message
-        if text[:1] == "<":
+        if _says_nothing(text, parsed):
             return "info", "unreadable", f"status 200 with {excerpt(reply.body)}"
         return "ok", "", text
     if 300 <= reply.status < 400:
@@ -204,6 +217,12 @@ def _sort(reply: _Reply) -> tuple[Outcome, str, str]:
     if "EngineCore" in error.message:
         return "info", "engine_dead", error.message
     return "fail", _reason(reply.status, error), error.message
+
+
+def _says_nothing(text: str, parsed: Any) -> bool:
+    """Whether a 200 is not an admin endpoint's: a page of markup, half a JSON document, bytes that are no text."""
+    half = parsed is None and text[:1] in ("{", "[", '"')
+    return text[:1] == "<" or half or "\ufffd" in text or not all(c.isprintable() or c.isspace() for c in text)
 
 
 def _reason(status: int, error: ServerError) -> str:
