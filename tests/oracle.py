@@ -30,6 +30,7 @@ class Token:
 class Stream:
     sent: int
     tokens: tuple[Token, ...]
+    gone: bool = False  # rejected: the server knows no such adapter
 
 
 def before(x: Load, y: Load) -> bool:
@@ -96,3 +97,66 @@ def inverted(loads: list[Load], streams: list[Stream]) -> bool:
         return any(fits([*chosen, k]) and search([*chosen, k]) for k in tokens[len(chosen)][2])
 
     return not search([])
+
+
+# durable, from the rules in loadtest/analysis/durable.py; loads are in order of their start
+
+
+def following(loads: list[Load], i: int) -> int:
+    """When the next load that was not refused begins."""
+    return min((k.start for k in loads[i + 1 :] if k.outcome != "fail"), default=FOREVER)
+
+
+def shows(loads: list[Load], stream: Stream, k: Load) -> str:
+    """ "newer", "older" or "" for a stream that says nothing, against a load."""
+    found = [c for t in stream.tokens for c in candidates(loads, t)]
+    return "" if not found else "older" if all(before(c, k) for c in found) else "newer"
+
+
+def patience(loads: list[Load], streams: list[Stream]) -> int:
+    """How long streams went on showing older versions after a load that was seen in the end."""
+    waits = [0]
+    for k in loads:
+        times = [t.at for s in streams for t in s.tokens if t.label == k.label and candidates(loads, t)]
+        if k.outcome == "ok" and times:
+            late = [s.sent for s in streams if k.end < s.sent <= min(times) and shows(loads, s, k) == "older"]
+            waits += [sent - k.end for sent in late]
+    return max(waits)
+
+
+def lost(loads: list[Load], streams: list[Stream], i: int) -> bool:
+    k, until = loads[i], following(loads, i)
+    inside = [shows(loads, s, k) for s in streams if k.end < s.sent < until]
+    near = [shows(loads, s, k) for s in streams if k.end <= s.sent <= until]
+    again = min((n.start for n in loads if n.label == k.label and n.start > k.start), default=FOREVER)
+    seen = any(t.label == k.label and k.start <= t.at <= again for s in streams for t in s.tokens)
+    waited = max((s.sent for s in streams), default=0) - k.end > patience(loads, streams)
+    enough = sum(x != "" for x in inside) >= 3
+    return k.outcome == "ok" and enough and "newer" not in near and not seen and waited
+
+
+def reverted(loads: list[Load], streams: list[Stream], i: int) -> bool:
+    k, until = loads[i], following(loads, i)
+    told = [x for s in streams if k.end < s.sent < until and (x := shows(loads, s, k))]
+    if k.outcome != "ok" or "newer" not in told:
+        return False
+    last = max(n for n, x in enumerate(told) if x == "newer")
+    between = told[told.index("newer") : last + 1]
+    after = len(told) - last - 1
+    return after >= 3 and ((between.count("older") + 1) / (len(between) + 2)) ** after < 1e-6
+
+
+def wiped(loads: list[Load], streams: list[Stream], i: int) -> bool:
+    k, until = loads[i], following(loads, i)
+    since = max((n.end for n in loads[:i] if n.outcome == "ok"), default=0)
+    served = any(since < s.sent < k.start and not s.gone for s in streams)
+    inside = [s.gone for s in streams if k.end < s.sent < until]
+    near = [s.gone for s in streams if k.end <= s.sent <= until]
+    return k.outcome == "fail" and served and sum(inside) >= 2 and all(near[near.index(True) :])
+
+
+def undurable(loads: list[Load], streams: list[Stream]) -> dict[str, int]:
+    """How many loads are lost, reverted, wiped."""
+    tests = {"lost": lost, "reverted": reverted, "wiped": wiped}
+    found = {name: sum(test(loads, streams, i) for i in range(len(loads))) for name, test in tests.items()}
+    return {name: n for name, n in found.items() if n}

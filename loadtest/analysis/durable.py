@@ -44,9 +44,8 @@ class _Adapter:
     end: I64  # latest end among all candidates of all tokens; -NEVER when the stream says nothing
     served: Bool  # completed, or said something
     gone: Bool  # rejected as unknown, or served by the base
-    run_content: I32  # runs of this adapter
+    run_content: I32  # runs of this adapter that have a candidate
     run_begin: I64
-    run_until: I64
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,8 @@ def _view(case: Case, adapter: str) -> _Adapter:
     code = case.look.line.contents.adapters.index(adapter)
     rows = np.flatnonzero(case.owner == code).astype(np.int64)
     runs = case.dated
-    runs = runs.pick(case.owner[runs.stream] == code)
+    dated = case.look.newest(runs.content, runs.begin) >= 0
+    runs = runs.pick(dated & (case.owner[runs.stream] == code))
     end = np.full(len(table), -NEVER, np.int64)
     np.maximum.at(end, runs.stream, case.look.latest(runs.content, runs.begin))
     base = np.zeros(len(table), bool)
@@ -108,7 +108,6 @@ def _view(case: Case, adapter: str) -> _Adapter:
         (unknown | base)[rows],
         runs.content,
         runs.begin,
-        runs.until,
     )
 
 
@@ -121,9 +120,9 @@ def _patience(case: Case, view: _Adapter) -> int:
     for op in view.ops:
         seen = NEVER if op.mode == "unload" or op.outcome != "ok" else int(first[codes[op.adapter, op.version]])
         if seen < NEVER:
-            a, b = np.searchsorted(view.sent, [op.acked + case.epsilon, seen], side="right")
+            a, b = np.searchsorted(view.sent, [op.acked, seen], side="right")
             end = view.end[a:b]
-            old = view.sent[a:b][(end > -NEVER) & (end + case.epsilon < op.invoked)]
+            old = view.sent[a:b][(end > -NEVER) & (end < op.invoked)]
             longest = max(longest, int(old.max(initial=op.acked)) - op.acked)
     return longest
 
@@ -133,25 +132,40 @@ def _judge(case: Case, view: _Adapter, i: int, patience: int) -> _Charge | None:
     op = view.ops[i]
     if op.mode == "unload" or op.outcome == "info" or op.acked == 0:
         return None
-    later = [o.invoked for o in view.ops[i + 1 :] if o.outcome != "fail"]
-    a = int(np.searchsorted(view.sent, op.acked + case.epsilon, side="right"))
-    b = int(np.searchsorted(view.sent, min(later, default=NEVER) - case.epsilon, side="left"))
+    window = _window(case, view, i)
     if op.outcome == "fail":
-        return _wiped(case, view, i, slice(a, b))
+        return _wiped(view, i, window)
     if op.version.startswith(BAD):
         return None
-    return _kept(case, view, op, slice(a, b), patience)
+    return _kept(case, view, op, window, patience)
 
 
-def _kept(case: Case, view: _Adapter, op: Op, window: slice, patience: int) -> _Charge | None:
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Streams of an adapter in order of sending: those surely in a load's window accuse, those maybe in it excuse."""
+
+    sure: slice
+    maybe: slice
+
+
+def _window(case: Case, view: _Adapter, i: int) -> _Window:
+    acked = view.ops[i].acked
+    following = min((o.invoked for o in view.ops[i + 1 :] if o.outcome != "fail"), default=NEVER)
+    a, b = np.searchsorted(view.sent, [acked + case.epsilon, following + case.epsilon], side="right").tolist()
+    c, d = np.searchsorted(view.sent, [acked - case.epsilon, following - case.epsilon], side="left").tolist()
+    return _Window(slice(a, max(a, d)), slice(c, b))
+
+
+def _kept(case: Case, view: _Adapter, op: Op, window: _Window, patience: int) -> _Charge | None:
     """lost, reverted or innocent."""
-    end = view.end[window]
+    end = view.end[window.sure]
     known = end > -NEVER
-    rows, newer = view.rows[window][known], (end + case.epsilon >= op.invoked)[known]
+    rows, newer = view.rows[window.sure][known], (end + case.epsilon >= op.invoked)[known]
     if len(rows) < MIN_STREAMS:
         return None
     if not newer.any():
-        seen = _content_seen(case, view, op) or int(view.sent[-1]) - op.acked <= patience
+        seen = (view.end[window.maybe] + case.epsilon >= op.invoked).any() or _content_seen(case, view, op)
+        seen |= int(view.sent[-1]) - op.acked <= patience
         words = f"none of the {len(rows)} streams sent between its ack and the next load shows {op.version}"
         return _Charge(op, "" if seen else "lost", int(rows[0]), words)
     first, last = int(np.argmax(newer)), len(newer) - 1 - int(np.argmax(newer[::-1]))
@@ -172,25 +186,32 @@ def _content_seen(case: Case, view: _Adapter, op: Op) -> bool:
     """Was a token of the load's content read since the load was invoked, and before it was loaded again?"""
     again = [o.invoked for o in view.ops if o.version == op.version and o.invoked > op.invoked]
     code = case.look.line.contents.labels.index((op.adapter, op.version))
-    mine = (view.run_content == code) & (view.run_until >= op.invoked) & (view.run_begin <= min(again, default=NEVER))
-    return bool(mine.any())
+    until = min(again, default=NEVER) + case.epsilon
+    own = case.own.pick(
+        (case.own.content == code) & (case.own.until + case.epsilon >= op.invoked) & (case.own.begin <= until)
+    )
+    for first, last in zip(own.first.tolist(), own.last.tolist(), strict=True):
+        read = case.history.at[first : last + 1][case.attribution.code[first : last + 1] == code]
+        if ((read + case.epsilon >= op.invoked) & (read <= until)).any():
+            return True
+    return False
 
 
-def _wiped(case: Case, view: _Adapter, i: int, window: slice) -> _Charge | None:
+def _wiped(view: _Adapter, i: int, window: _Window) -> _Charge | None:
     op = view.ops[i]
     if op.mode == "reload" and op.gone:
         return None
-    gone, served = view.gone[window], view.served[window]
-    told_something = gone | served
-    if int(told_something.sum()) < 2:
+    gone, served = view.gone[window.maybe], view.served[window.maybe] & ~view.gone[window.maybe]
+    surely = int(view.gone[window.sure].sum())
+    if surely + int((view.served & ~view.gone)[window.sure].sum()) < 2:
         return None
     since = max((o.acked for o in view.ops[:i] if o.outcome == "ok"), default=0)
     before = view.served[(view.sent > since) & (view.sent < op.invoked)]
     first = int(np.argmax(gone)) if gone.any() else 0
     # A stream may show the old version before the base takes over, so `gone` outweighs `served`.
-    wiped = before.any() and int(gone.sum()) >= 2 and not (served & ~gone)[first:].any()
-    row = int(view.rows[window][first])
-    words = f"before it the adapter was served, after it {int(gone.sum())} streams found no adapter"
+    wiped = before.any() and surely >= 2 and not served[first:].any()
+    row = int(view.rows[window.maybe][first])
+    words = f"before it the adapter was served, after it {surely} streams found no adapter"
     return _Charge(op, "wiped" if wiped else "", row, words)
 
 
