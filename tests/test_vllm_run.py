@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from locust_run import ROOT, Locust
-from managed_run import dies_in_the_middle
+from managed_run import dies_in_the_middle, dies_with_the_tool
 from vllm_kit import MARKS, need_vllm
 
 from loadtest import history
@@ -71,5 +71,14 @@ def test_a_vllm_that_dies_ends_the_run_judged_with_its_last_words(tmp_path: Path
     locust = Locust(tmp_path, "managed.yaml", *HEADLESS)
     try:
         dies_in_the_middle(locust, "EngineCore", 400)
+    finally:
+        locust.kill()
+
+
+def test_a_killed_tool_takes_vllm_and_its_engine_along(tmp_path: Path) -> None:
+    need_vllm()
+    locust = Locust(tmp_path, "managed.yaml", *HEADLESS)
+    try:
+        dies_with_the_tool(locust, "api_server", "EngineCore", patience_s=400)
     finally:
         locust.kill()
