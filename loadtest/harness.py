@@ -51,6 +51,8 @@ class Outcome:
     exit_code: int
     status: str  # PASS | FAIL | UNKNOWN
     text: str  # the verdict as a table, for a terminal
+    headline: str = ""  # the verdict in one sentence
+    folder: Path = Path()
 
 
 def say(line: str) -> None:
@@ -296,6 +298,7 @@ def judge(folder: Path) -> Outcome:
     from loadtest import history, scenario
     from loadtest.analysis import verdict
     from loadtest.report import html, junit, markdown, terminal
+    from loadtest.report import text as words
 
     recorded = history.load(folder)
     spec = scenario.load(folder / "scenario.yaml")
@@ -314,7 +317,8 @@ def judge(folder: Path) -> Outcome:
     colour = on_screen and not os.environ.get("NO_COLOR")
     width = min(max(shutil.get_terminal_size().columns, 60), 118) if on_screen else 118
     text = terminal.render(document, title, str(folder), log=log, colour=colour, width=width)
-    return Outcome(int(document.get("exit_code", EXIT_UNKNOWN)), str(document["status"]), text)
+    code, headline = int(document.get("exit_code", EXIT_UNKNOWN)), words.headline(document)
+    return Outcome(code, str(document["status"]), text, headline, folder)
 
 
 def _meta(folder: Path) -> dict[str, Any]:

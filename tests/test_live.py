@@ -139,6 +139,13 @@ def test_the_first_token_of_a_version_is_told_once_and_again_when_it_turns_out_e
     assert counting.second()["seen"] == [["a", "v1", 5 * MS]]
 
 
+def test_a_marker_that_the_base_emits_by_itself_means_nothing(counting: Live) -> None:
+    stream(counting, 0, [100, 200, 7], adapter="base")
+    message = counting.second()
+    assert message["counts"] == {"ok": 1}
+    assert message["seen"] == []
+
+
 def test_reasons_are_counted_under_their_own_names(counting: Live) -> None:
     stream(counting, 0, [], reason="rejected")
     stream(counting, 0, [100], reason="cut")
@@ -183,10 +190,10 @@ def test_the_gaps_looked_at_are_bounded(counting: Live, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 0.011, 1.0, 3.6, 32.8, 5_000.0])
-def test_a_bin_holds_its_values_within_ten_percent(value: float) -> None:
+def test_a_bin_holds_its_values_within_five_percent(value: float) -> None:
     upper = live.value_of(live.bin_of(value))
     assert max(value, 0.01) <= upper * 1.000001
-    assert upper <= max(value, 0.01) * 1.11
+    assert upper <= max(value, 0.01) * 1.051
 
 
 def test_quantiles_of_a_histogram() -> None:

@@ -48,14 +48,14 @@ def render(verdict: Doc, recorded: History, title: str, extra: Mapping[str, Any]
     return page_of("report.html.j2", page)
 
 
-def page_of(template: str, context: Mapping[str, Any]) -> str:
-    """A template of assets/ with its style, script and policy in place."""
-    style, script = _asset("report.css"), _asset("report.js")
+def page_of(template: str, context: Mapping[str, Any], script: str = "report.js", connect: str = "'none'") -> str:
+    """A template of assets/ with its style, script and policy in place; `connect`: what its script may ask."""
+    style, code = _asset("report.css"), _asset(script)
     policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(code)}'; img-src data:; "
+        f"connect-src {connect}; base-uri 'none'; form-action 'none'"
     )
-    return _environment().get_template(template).render(style=style, script=script, policy=policy, **context)
+    return _environment().get_template(template).render(style=style, script=code, policy=policy, **context)
 
 
 @functools.cache

@@ -5,6 +5,7 @@
     worker  ── ready {run, error} ─────────────► master      it runs, or why not
     worker  ── news {engine, message} ─────────► master      progress, trouble
     worker  ◄─ stop {run, reason, drain_s, now}  master      now: stop users, close the engine; else: so it will end
+    worker  ◄─ swapped {run, swap} ───────────── master      a swap has ended: its engine judges streams by it
     worker  ── closed {run} ───────────────────► master      the journal is closed
 
 Locust delivers in order per worker, but drops a type that nobody has registered yet: hence `hello`.
@@ -20,8 +21,8 @@ from typing import Any
 import gevent
 from locust.runners import STATE_MISSING
 
-_NAMES = ("hello", "run", "ready", "news", "stop", "closed")
-HELLO, RUN, READY, NEWS, STOP, CLOSED = (f"loadtest_{name}" for name in _NAMES)
+_NAMES = ("hello", "run", "ready", "news", "stop", "swapped", "closed")
+HELLO, RUN, READY, NEWS, STOP, SWAPPED, CLOSED = (f"loadtest_{name}" for name in _NAMES)
 READY_S = 60.0  # guessed: every worker starts one process
 _POLL_S = 0.05
 
@@ -86,6 +87,12 @@ class Roster:
         """Tell every worker to stop its users and close its journal, and wait for those that are still there."""
         self._tell_stop(reason, drain_s, now=True)
         self._poll(lambda: any(m.state in ("ready", "asked") for m in self._present()), timeout_s)
+
+    def swapped(self, swap: dict[str, Any]) -> None:
+        """Tell the workers' engines of a swap that ours has made."""
+        for member in self._present():
+            if member.state == "ready":
+                self.runner.send_message(SWAPPED, {"run": self.run, "swap": swap}, client_id=member.client)
 
     def newly_missing(self) -> list[Member]:
         """Workers that have gone without closing their journal; each is told once."""

@@ -24,7 +24,7 @@ from locust import events
 
 from loadtest import harness, scenario
 from loadtest.errors import EXIT_INTERNAL, EXIT_UNKNOWN, LoadtestError
-from loadtest.swarm import cluster, options, panel
+from loadtest.swarm import cluster, exporter, options, page, panel
 from loadtest.swarm.host import Host, Run
 from loadtest.swarm.shape import Stages
 from loadtest.swarm.signals import Interrupts
@@ -71,13 +71,26 @@ class Front:
         environment.events.quitting.add_listener(self.recorded(self.on_quitting))
         if given.master:
             self._listen(runner, self.host)
+        self._export(given)
         if sys.stderr.isatty() and not given.print_stats:
             given.only_summary = True  # Locust's table every 2 s would push the progress line away
         if web_ui is not None:
             panel.guard_start(web_ui, environment, self._prepare_for_form, self._is_starting)
+            page.install(web_ui, self.host)
             self._prefill()
         if given.headless or given.autostart:
             self._prepare_now(given)
+
+    def _export(self, given: Any) -> None:
+        """--metrics; a port that cannot be had ends Locust here."""
+        host = self.host
+        if host is None or not given.metrics:
+            return
+        try:
+            exporter.serve(given.metrics, lambda: host.board)
+        except LoadtestError as e:
+            harness.say(str(e))
+            self._abort(e.exit_code)
 
     def _init_worker(self, environment: Any, runner: Any) -> None:
         self.worker = Worker(environment)

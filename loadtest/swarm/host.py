@@ -21,8 +21,9 @@ from typing import Any
 import gevent
 
 from loadtest import harness, scenario
-from loadtest.errors import EXIT_INTERNAL, TargetError
+from loadtest.errors import EXIT_INTERNAL, TargetError, UsageError
 from loadtest.swarm import cluster, rows, seat
+from loadtest.swarm.board import Board
 from loadtest.swarm.link import Link, Message
 from loadtest.swarm.progress import Progress
 
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 CLOSE_S = 60.0  # beyond --stop-timeout, for workers to close their journals
 NOTES_MAX = 50  # events of one kind that reach the history
+HOTFIX_S = 10.0  # beyond the scenario's own timeout
+JUDGED_MAX = 50  # runs whose reports the web UI still serves
 
 
 @dataclass
@@ -69,6 +72,8 @@ class Host:
         self.run: Run | None = None
         self.outcome: harness.Outcome | None = None
         self.exit_code: int | None = None
+        self.board: Board | None = None  # of the newest run, also after its end
+        self.judged: dict[str, harness.Outcome] = {}  # by the run's name, newest last
         self._finishing: gevent.Greenlet | None = None
 
     # -- start ------------------------------------------------------------------------------------------------------
@@ -103,7 +108,9 @@ class Host:
         except BaseException:
             link.close()
             raise
-        return Run(session, link, info, parsed, options.run_time_s, Progress(len(parsed.phases)))
+        labels = {name: list(dict.fromkeys(v.version for v in found)) for name, found in session.versions.items()}
+        self.board = Board(session.folder.name, parsed.title, len(parsed.phases), labels)
+        return Run(session, link, info, parsed, options.run_time_s, Progress(self.board))
 
     def discard(self) -> None:
         """A run that could not start: everything undone, nothing judged."""
@@ -122,6 +129,7 @@ class Host:
         run = self.run
         assert run is not None
         run.began = time.monotonic()
+        run.progress.board.state = "running"
         if self.role == "master":
             self._summon(run)
         else:
@@ -148,6 +156,9 @@ class Host:
         """While the run goes on: progress each second, workers that go missing."""
         while self.run is run and not run.reason:
             gevent.sleep(1.0)
+            if run.reason:
+                return
+            run.progress.board.tick()
             run.progress.show()
             self._note_death(run)
             if run.roster is not None:
@@ -181,11 +192,13 @@ class Host:
             rows.stream(self.environment, rows.Result.read(message), {"user": message.get("user", "arrivals")})
         elif op == "swap":
             rows.swap(self.environment, message)
-            run.progress.swap(message)
+            run.progress.board.swap(message)
+            if run.roster is not None:
+                run.roster.swapped(message)
         elif op == "phase":
             run.progress.phase(message)
         elif op == "progress":
-            run.progress.count(engine, message)
+            run.progress.board.count(engine, message)
         elif op == "play_done":
             run.played = message.get("reason") != "error"
             if not run.played:
@@ -199,6 +212,14 @@ class Host:
             run.note("user_error", str(message.get("detail")))
         elif op in ("error", "engine_died"):
             self.trouble(str(op), f"engine {engine}: {message.get('message') or message.get('detail')}")
+
+    def hotfix(self, adapter: str, version: str | None) -> Message:
+        """One swap on an operator's behalf, to its end: the engine's `hotfix_done`. Raises LoadtestError."""
+        run = self.run
+        if run is None or not run.began or run.reason:
+            raise UsageError("no run is going on", remedy="start one first")
+        swaps = [phase.timeout for phase in run.scenario.phases if phase.arm != "aa"]
+        return run.link.hotfix(adapter, version, (swaps[0] if swaps else 30.0) + HOTFIX_S)
 
     def trouble(self, what: str, detail: str) -> None:
         """Something of ours broke: on record, and the end of the run when an engine is gone."""
@@ -268,6 +289,7 @@ class Host:
         try:
             self._close(run, reason)
             self.outcome = run.session.judge(run.reason)
+            self._keep(run, self.outcome)
             if self.exit_code != EXIT_INTERNAL:
                 self.exit_code = self.outcome.exit_code
         except Exception:
@@ -276,8 +298,16 @@ class Host:
         finally:
             with contextlib.suppress(OSError):
                 run.session.close()
+            run.progress.board.state = "ended"
             self.run = None
             self._finishing = None
+
+    def _keep(self, run: Run, outcome: harness.Outcome) -> None:
+        """For whoever watches: the verdict, and the reports of the last runs."""
+        run.progress.board.verdict = {"status": outcome.status, "headline": outcome.headline}
+        self.judged[outcome.folder.name] = outcome
+        for name in list(self.judged)[:-JUDGED_MAX]:
+            del self.judged[name]
 
     def _close(self, run: Run, reason: str) -> None:
         """Users and workers first, then the rollback, so that it disturbs nobody."""
@@ -287,6 +317,7 @@ class Host:
         if run.reason == "interrupted":
             run.note("interrupt", "the run was stopped by hand")
         run.progress.close()
+        run.progress.board.state = "judging"
         drain_s = float(self.environment.stop_timeout or 0.0)
         seat.current().leave()
         if run.roster is not None:

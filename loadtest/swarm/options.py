@@ -18,6 +18,7 @@ ARGUMENTS = (
         "Server under test, instead of the scenario's: embedded or http://host:port.",
     ),
     ("--seed", "<int>", "LOADTEST_SEED", "Seed of prompts, arrivals and swap times, instead of the scenario's."),
+    ("--metrics", "<port>", "LOADTEST_METRICS", "Serve Prometheus metrics of the tester on this [HOST:]PORT."),
     ("--results", "<folder>", "LOADTEST_RESULTS", "Where the run's folder is made. Default: results"),
 )
 

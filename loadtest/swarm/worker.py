@@ -37,6 +37,7 @@ class Worker:
         """Register for the master's messages and ask for a run that may have begun already."""
         self._runner.register_message(cluster.RUN, self._on_run, concurrent=True)
         self._runner.register_message(cluster.STOP, self._on_stop, concurrent=True)
+        self._runner.register_message(cluster.SWAPPED, self._on_swapped)
         self._runner.send_message(cluster.HELLO, {})
 
     def follow(self, parent: int) -> None:
@@ -110,6 +111,10 @@ class Worker:
             return
         self._runner.stop()  # fires test_stop, which closes; unless the test had not been started here
         self.close(msg.data["reason"], msg.data["drain_s"])
+
+    def _on_swapped(self, environment: Any, msg: Any, **_: Any) -> None:
+        if self._link is not None and msg.data["run"] == self._run:
+            self._link.tell({**msg.data["swap"], "op": "swapped"})
 
     def _news(self, link: Link, message: Message) -> None:
         if message.get("op") == "result":

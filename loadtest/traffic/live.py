@@ -6,7 +6,7 @@ Rules
    the open streams. The hot path of a read is not touched: the reads are looked at where they lie.
 3. torn: tokens of two versions of its own adapter. stale: a token of a version whose last load was superseded by an
    `ok` load that was acked before the stream was sent; a load that is `info` accuses nobody. foreign: another adapter's
-   token. Versions are told by marker tokens; without markers nothing is said.
+   token. Versions are told by marker tokens; without markers nothing is said, nor of the base, which may emit one.
 4. Until a stream ends its tokens are estimated: its reads, times the tokens per read of the streams that have ended.
 """
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 GAPS = 2_000  # gaps looked at in a second, of open streams chosen at random: p99 stands on the twenty largest
 CHOSEN = 64  # open streams they are taken from
-STEP = 1.1  # ratio of neighbouring bins of a histogram of gaps: a quantile is exact to 5 %
+STEP = 1.05  # ratio of neighbouring bins of a histogram: what a quantile is exact to
+BASE = "base"
 BAD = "bad:"  # prefix of the label of a load that must be refused
 
 Message = dict[str, Any]
@@ -129,6 +130,8 @@ class Live:
         self._counts[record.reason or record.outcome] += 1
         if record.first_ns:
             self._ttft[bin_of((record.first_ns - record.sent_ns) / 1e6)] += 1
+        if record.adapter == BASE:
+            return
         found = {who: token for token in set(ids) if (who := self._owner.get(token)) is not None}
         if not found:
             return
@@ -138,15 +141,17 @@ class Live:
         self._counts["foreign"] += len(own) < len(found)
         self._counts["stale"] += any(self._superseded(record, version) for version in own)
         for who, token in found.items():
-            self._first(who, record.sent_ns + arrivals_us[ids.index(token)] * 1000)
+            if who[0] == record.adapter:
+                self._first(who, record.sent_ns + arrivals_us[ids.index(token)] * 1000)
 
     def _superseded(self, record: Stream, version: str) -> bool:
         """Rule 3."""
         loads = self._loads.get(record.adapter, ())
-        mine = [load for load in loads if load.version == version and load.outcome != "fail"]
-        if not mine or any(load.outcome == "info" for load in mine):
+        known = [load for load in loads if load.version == version]
+        mine = [load for load in known if load.outcome != "fail"]
+        if (known and not mine) or any(load.outcome == "info" for load in mine):
             return False
-        end = max(load.acked for load in mine)
+        end = max((load.acked for load in mine), default=0)  # a worker is not told of the first load
         return any(
             load.outcome == "ok" and load.invoked > end and load.acked < record.sent_ns
             for load in loads
