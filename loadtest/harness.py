@@ -165,7 +165,9 @@ class Session:
         if self.target.guarded is not None and not self.target.guarded.alive():
             self.meta["server_log_tail"] = self._last_words(self.target.guarded.tail())
         self._write_meta()
-        return judge(self.folder)
+        outcome = judge(self.folder)
+        summarize(self.folder / "report.md")
+        return outcome
 
     def _score(self, reason: str) -> None:
         from loadtest import scorer
@@ -319,6 +321,18 @@ def judge(folder: Path) -> Outcome:
     text = terminal.render(document, title, str(folder), log=log, colour=colour, width=width)
     code, headline = int(document.get("exit_code", EXIT_UNKNOWN)), words.headline(document)
     return Outcome(code, str(document["status"]), text, headline, folder)
+
+
+def summarize(report: Path) -> None:
+    """Append a report to the summary of a GitHub job, where there is one."""
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not summary:
+        return
+    try:
+        with Path(summary).open("a", encoding="utf-8") as f:
+            f.write(report.read_text(encoding="utf-8") + "\n")
+    except OSError as e:
+        say(f"$GITHUB_STEP_SUMMARY was not written: {e}")
 
 
 def _meta(folder: Path) -> dict[str, Any]:

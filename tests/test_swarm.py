@@ -14,6 +14,7 @@ import pytest
 
 from loadtest.errors import UsageError
 from loadtest.swarm import options, progress
+from loadtest.swarm.board import Board
 
 CHECKS = Path(__file__).with_name("swarm_checks.py")
 NAMES = [n.name for n in ast.parse(CHECKS.read_text()).body if isinstance(n, ast.FunctionDef) and "check_" in n.name]
@@ -60,17 +61,49 @@ def test_positive(value: object, number: float | None) -> None:
     assert options.positive(value) == number
 
 
+class Terminal(io.StringIO):
+    """A screen that somebody looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def board() -> Board:
+    """Of a run with two engines that has seen two swaps, one of them lost, and three streams that broke something."""
+    out = Board("r", "t", 2, {})
+    out.count("e1", {"sent": 4, "open": 1, "ok": 2, "fail": 1, "info": 0, "counts": {"torn": 2}})
+    out.count("e2", {"sent": 1, "open": 0, "ok": 1, "fail": 0, "info": 0, "counts": {"stale": 1}})
+    for n, (arm, outcome) in enumerate((("bad", "fail"), ("real", "info"))):
+        out.swap({"n": n, "arm": arm, "outcome": outcome, "adapter": "a", "version": "v1", "invoked_ns": 1})
+    return out
+
+
+TOLD = "5 streams, 1 open, 1 not ok · 2 swaps, 1 not as wanted · 2 torn, 1 stale"
+
+
 def test_progress_in_a_log_is_one_plain_line_per_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(sys, "stderr", screen)
-    shown = progress.Progress(phases=2)
-    shown.count("e1", {"sent": 4, "open": 1, "ok": 2, "fail": 1, "info": 0, "tokens": 90})
-    shown.count("e2", {"sent": 1, "open": 0, "ok": 1, "fail": 0, "info": 0, "tokens": 10})
-    shown.swap({"arm": "bad", "outcome": "fail"})
-    shown.swap({"arm": "real", "outcome": "info"})
+    shown = progress.Progress(board())
     shown.phase({"index": 1, "arm": "real", "edge": "start", "adapter": "tenant-a"})
     shown.phase({"index": 1, "arm": "real", "edge": "end", "adapter": "tenant-a"})
     shown.show()
-    assert screen.getvalue() == (
-        "loadtest: phase 2/2 real on tenant-a (5 streams, 1 open, 1 not ok · 2 swaps, 1 not as wanted)\n"
-    )
+    assert screen.getvalue() == f"loadtest: phase 2/2 real on tenant-a ({TOLD})\n"
+
+
+def test_progress_on_a_terminal_is_one_line_that_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(progress, "_width", lambda: 200)
+    monkeypatch.delenv("CI", raising=False)
+    shown = progress.Progress(board())
+    shown.show()
+    assert screen.getvalue() == f"\r\x1b[2Kramp 0s of 0s · 0 tokens/s · {TOLD}"
+    shown.phase({"index": 0, "arm": "\x1b[31m", "edge": "start", "adapter": "a\u202eb"})
+    assert screen.getvalue().endswith(f"\r\x1b[2Kloadtest: phase 1/2 \\x1b[31m on a\\u202eb ({TOLD})\n")
+
+
+def test_a_cis_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("CI", "true")
+    assert not progress.Progress(board()).live

@@ -13,6 +13,7 @@ from loadtest.report.series import F64, Curve, Samples
 from loadtest.report.text import Doc
 
 BEFORE, AFTER = 1.0, 2.0  # seconds around an ack
+COUNTS = ("requests", "adapters")  # y axes that know no halves
 ARMS = {"real": "s0", "sham": "s1", "bad": "s3"}
 
 
@@ -65,6 +66,32 @@ def _curve(arm: str, c: Curve) -> Series:
     return Series(name, c.x, c.mid, ARMS.get(arm, "s2"), c.low, c.high)
 
 
+def per_swap(recorded: History, verdict: Doc) -> list[Figure]:
+    """The four latencies of every real swap, at the time of its invocation."""
+    found = [
+        s for s in (verdict.get("swaps") or {}).get("list") or [] if isinstance(s, dict) and s.get("arm") == "real"
+    ]
+    invoked = {o.name: o.invoked for o in recorded.ops}
+    zero, end = timeline.origin(recorded)
+    rows = [s for s in found if s.get("op") in invoked]
+    x = np.array([(invoked[s["op"]] - zero) / 1e9 for s in rows])
+    lines = []
+    for style, name in enumerate(text.LATENCIES):
+        y = np.array([_number(s.get(f"{name}_ms")) for s in rows], float)
+        if np.isfinite(y).any():
+            lines.append(Series(name, x, y, f"s{style}"))
+    if len(rows) < 2 or not lines:
+        return []
+    note = "One point per real swap. " + "; ".join(f"{k}: {v}" for k, v in text.LATENCIES.items()) + "."
+    span = (0.0, (end - zero) / 1e9)
+    chart = Chart("Latency of each swap", note, "seconds since the start", "ms", lines, span)
+    return [Figure("Latency of each swap", draw(chart), note)]
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and np.isfinite(value) else float("nan")
+
+
 def over_run(recorded: History, verdict: Doc) -> list[Figure]:
     """Token rate and ITL over the run's time axis, with phases and swaps, and the levels before and after."""
     if not len(recorded.ids):
@@ -75,7 +102,9 @@ def over_run(recorded: History, verdict: Doc) -> list[Figure]:
     return [_rate(recorded, edges, x), _itl(recorded, verdict, edges, x)]
 
 
-def _frame(recorded: History, title: str, label: str, note: str, lines: list[Series], levels: list[Level]) -> Figure:
+def _frame(
+    recorded: History, title: str, label: str, note: str, lines: list[Series], levels: list[Level], height: int = 250
+) -> Figure:
     zero, end = timeline.origin(recorded)
     regions = [
         Region((p.start - zero) / 1e9, (p.end - zero) / 1e9, text.clean(p.arm, 20), f"arm{p.index % 2}")
@@ -84,7 +113,9 @@ def _frame(recorded: History, title: str, label: str, note: str, lines: list[Ser
     marks = [((o.invoked - zero) / 1e9, o.outcome) for o in recorded.ops if series.swap(o)]
     kept = marks[:: max(1, len(marks) // 500)]
     span = (0.0, (end - zero) / 1e9)
-    chart = Chart(title, note, "seconds since the start", label, lines, span, regions, kept, levels, width=1000)
+    chart = Chart(
+        title, note, "seconds since the start", label, lines, span, regions, kept, levels, 1000, height, label in COUNTS
+    )
     return Figure(title, draw(chart), note)
 
 
@@ -134,3 +165,55 @@ def _itl(recorded: History, verdict: Doc, edges: I64, x: F64) -> Figure:
     ]
     note = f"Gap between two reads of one stream that brought tokens. Verdict: {text.hangover_line(verdict)}."
     return _frame(recorded, "ITL over the run", "ms", note, lines, levels)
+
+
+def target(recorded: History) -> list[Figure]:
+    """What the target's own /metrics said, under the run's time axis."""
+    if len(recorded.scrapes) < 2:
+        return []
+    t = series.scrapes(recorded)
+    slots = max((r.lora_slots for r in recorded.scrapes), default=-1)
+    tall, flat = 190, 160
+    server, client = t.rates("generation_tokens"), _client_rate(recorded, t)
+    plans = (
+        ("Requests in the target", "requests", ("running", "waiting"), tall, "In the batch, and queued."),
+        ("LoRA adapters in the target's batch", "adapters", ("lora_running", "lora_waiting"), flat, _slots(slots)),
+        ("KV cache in use", "%", ("kv_usage",), flat, "Share of its blocks."),
+    )
+    out = [_gauges(recorded, t, *plan) for plan in plans]
+    hits, looked = t.rates("cache_hits"), t.rates("cache_queries")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(looked > 0, 100 * hits / looked, np.nan)
+    out.append(_lines(recorded, "Prefix cache hits", "%", [Series("hits of tokens looked up", t.x, share, "s0")], flat))
+    both = [Series("target says", t.x, server, "s0"), Series("tokens read here", t.x, client, "s1")]
+    if np.isfinite(server).any():
+        out.append(_lines(recorded, "Token rate, as the target counts it", "tokens/s", both, tall))
+    return [f for f in out if f is not None]
+
+
+def _slots(slots: int) -> str:
+    return f"Of {slots} that fit at once." if slots > 0 else "How many fit at once is not said."
+
+
+def _gauges(
+    recorded: History, t: series.Scrapes, title: str, label: str, names: tuple[str, ...], height: int, words: str
+) -> Figure | None:
+    factor = 100.0 if label == "%" else 1.0
+    lines = [
+        Series(name.removeprefix("lora_").replace("kv_usage", "in use"), t.x, factor * t.gauge(name), f"s{i}")
+        for i, name in enumerate(names)
+    ]
+    return _lines(recorded, title, label, lines, height, words)
+
+
+def _lines(
+    recorded: History, title: str, label: str, lines: list[Series], height: int, words: str = ""
+) -> Figure | None:
+    shown = [line for line in lines if np.isfinite(line.y).any()]
+    return _frame(recorded, title, label, words, shown, [], height) if shown else None
+
+
+def _client_rate(recorded: History, t: series.Scrapes) -> F64:
+    """Ids read here per second between two scrapes: [n], NaN at the first."""
+    counts = np.searchsorted(np.sort(recorded.at), t.at)
+    return np.concatenate([[np.nan], np.diff(counts) / np.maximum(np.diff(t.at), 1) * 1e9])

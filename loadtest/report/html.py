@@ -20,13 +20,13 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from loadtest.history import History, Op
-from loadtest.report import charts, plots, series, text, timeline
+from loadtest.history import History
+from loadtest.report import charts, evidence, plots, text, timeline
 from loadtest.report.text import Doc
 from loadtest.report.timeline import Contents, Segments
 
 ASSETS = Path(__file__).parent / "assets"
-LEDGER_ROWS, TABLE_ROWS, WITNESSES, RAW_IDS = 500, 200, 10, 400
+TABLE_ROWS = 200
 OUTCOMES = ("ok", "fail", "info")
 
 
@@ -37,12 +37,16 @@ def render(verdict: Doc, recorded: History, title: str, extra: Mapping[str, Any]
     why = timeline.flags(recorded, parts, known, _witness_streams(verdict))
     page = {
         **_verdict(verdict, title),
-        **_evidence(verdict, recorded, known, parts),
+        **evidence.rows(verdict, recorded, known, parts),
+        "lag": _lag(recorded),
         **_words(extra or {}, recorded),
         "data": embed(timeline.document(recorded, known, parts, why)),
         "stream_table": _stream_table(recorded, known, parts, why),
-        "around": charts.around_swaps(recorded),
+        "around": [*charts.around_swaps(recorded), *charts.per_swap(recorded, verdict)],
         "over_run": charts.over_run(recorded, verdict),
+        "target": charts.target(recorded),
+        "facts": _facts(extra or {}, recorded),
+        "first_witness": next((s for _, s in text.witnesses(verdict, 1)), ""),
         "groups": [(w, _groups(verdict.get(k))) for w, k in (("Per adapter", "adapters"), ("Per arm", "arms"))],
     }
     return page_of("report.html.j2", page)
@@ -97,12 +101,17 @@ def _map(value: object) -> Doc:
 def _verdict(verdict: Doc, title: str) -> dict[str, Any]:
     """What the first screen says."""
     safe = {"status": "UNKNOWN", "streams": {}, "swaps": {}, **verdict}
+    status = str(safe["status"])
+
+    def level(word: str) -> str:
+        return text.clean(verdict.get(f"level_{word}") or "none")
+
     return {
         "title": text.clean(title),
-        "status": str(safe["status"]),
-        "mark": text.MARKS.get(str(safe["status"]), "?"),
+        "status": status,
+        "mark": text.MARKS.get(status, "?"),
         "headline": text.headline(safe),
-        "levels": [(w, text.clean(verdict.get(f"level_{w}") or "none")) for w in ("held", "broken")],
+        "levels": [("held" if status != "UNKNOWN" else "held, unproven", level("held")), ("broken", level("broken"))],
         "required": text.clean(verdict.get("required_level") or "none"),
         "guarantees": text.guarantee_rows(safe),
         "budgets": [
@@ -113,10 +122,16 @@ def _verdict(verdict: Doc, title: str) -> dict[str, Any]:
         "by_arm": _by_arm(verdict),
         "effect": _effect(verdict),
         "alarms": [
-            (arm, text.clean(name, 40), *(text.number(_map(c).get(k)) for k in ("violations", "streams")))
+            (
+                text.clean(arm, 40),
+                text.clean(name, 40),
+                *(text.number(_map(c).get(k)) for k in ("violations", "streams")),
+            )
             for arm, found in _map(verdict.get("false_alarms")).items()
             for name, c in _map(found).items()
+            if _map(c).get("violations")
         ],
+        "no_alarms": _no_alarms(verdict),
         "hangover": text.hangover_line(safe),
         "client": text.client_line(safe),
         "gates": [("not met", _gates(verdict, met=False)), ("passed", _gates(verdict, met=True))],
@@ -124,6 +139,18 @@ def _verdict(verdict: Doc, title: str) -> dict[str, Any]:
         "swaps_line": text.swap_line(safe),
         "marks": text.MARKS,
     }
+
+
+def _facts(extra: Mapping[str, Any], recorded: History) -> str:
+    """One line under the title: which run this is."""
+    meta, (zero, end) = _map(extra.get("meta")), timeline.origin(recorded)
+    about = _map(meta.get("target"))
+    server = f"server {about['server_version']}" if about.get("server_version") else ""
+    engine = " at ".join(str(w) for w in (server, meta.get("url")) if w)
+    seed = f"seed {meta['seed']}" if meta.get("seed") is not None else ""
+    length = f"{(end - zero) / 1e9:.0f} s" if zero else ""
+    parts = (meta.get("run"), str(meta.get("wall_time") or "")[:16].replace("T", " "), engine, length, seed)
+    return " · ".join(text.clean(p, 120) for p in parts if p)
 
 
 def _median_interval(verdict: Doc, figure: str) -> str:
@@ -136,8 +163,18 @@ def _by_arm(verdict: Doc) -> list[tuple[str, ...]]:
         (arm, name, *(text.number(_map(figures.get(name)).get(p)) for p in ("p50", "p90", "p99", "n")))
         for arm, figures in _map(verdict.get("swap_latency_by_arm_ms")).items()
         for name in text.LATENCIES
-        if isinstance(figures, Mapping)
+        if isinstance(figures, Mapping) and _map(figures.get(name)).get("n")
     ]
+
+
+def _no_alarms(verdict: Doc) -> str:
+    """What the arms without a change show, when they show nothing: the checker's own false-alarm rate."""
+    arms = {a: _map(f) for a, f in _map(verdict.get("false_alarms")).items() if f}
+    if not arms or any(_map(c).get("violations") for found in arms.values() for c in found.values()):
+        return ""
+    most = {a: max(int(_map(c).get("streams") or 0) for c in found.values()) for a, found in arms.items()}
+    told = ", ".join(f"{n} streams of arm {text.clean(a, 40)}" for a, n in most.items())
+    return f"No guarantee was broken where nothing changes: {told}."
 
 
 def _effect(verdict: Doc) -> str:
@@ -167,6 +204,11 @@ def _gates(verdict: Doc, *, met: bool) -> list[tuple[str, ...]]:
     ]
 
 
+def _lag(recorded: History) -> str:
+    lag = [h.lag_p99_ms for h in recorded.health]
+    return plots.spark(lag, 10.0, "loop lag p99 of each second, ms; dashed: the limit of 10 ms")
+
+
 def _because(doc: Doc) -> str:
     return text.clean(doc.get("because", ""))
 
@@ -178,102 +220,6 @@ def _witness_streams(verdict: Doc) -> list[str]:
         for w in _map(g).get("witnesses") or []
         if isinstance(w, Mapping)
     ]
-
-
-def _evidence(verdict: Doc, recorded: History, known: Contents, parts: Segments) -> dict[str, Any]:
-    ledger, left = _ledger(verdict, recorded)
-    lag = [h.lag_p99_ms for h in recorded.health]
-    return {
-        "ledger": ledger,
-        "ledger_left": left,
-        "witnesses": _witnesses(verdict, recorded, known, parts),
-        "lag": plots.spark(lag, 10.0, "loop lag p99 of each second, ms; dashed: the limit of 10 ms"),
-    }
-
-
-LEDGER = ("ack_ms", "effect_ms", "drain_ms", "stall_ms", "stall_matched_ms", "exposed", "torn", "stale")
-
-
-def _ledger(verdict: Doc, recorded: History) -> tuple[list[dict[str, str]], int]:
-    """One row per swap, and how many rows were left out."""
-    ops = {o.name: o for o in recorded.ops}
-    judged = [s for s in _map(verdict.get("swaps")).get("list") or [] if isinstance(s, Mapping)]
-    rows = judged or [{"op": o.name} for o in recorded.ops if series.swap(o)]
-    zero, _ = timeline.origin(recorded)
-    shas = {(v.adapter, v.version): v.sha for v in recorded.versions}
-    return [_swap(s, ops.get(str(s.get("op"))), zero, shas) for s in rows[:LEDGER_ROWS]], max(
-        len(rows) - LEDGER_ROWS, 0
-    )
-
-
-def _swap(swap: Doc, op: Op | None, zero: int, shas: Mapping[tuple[str, str], str]) -> dict[str, str]:
-    fields: dict[str, Any] = {"op": swap.get("op", "")}
-    if op is not None:
-        fields |= {k: getattr(op, k) for k in ("adapter", "version", "arm", "outcome", "mode", "path")}
-        fields["at"] = text.number((op.invoked - zero) / 1e9)
-        fields["answer"] = " ".join(str(x) for x in (op.status or "", op.reason, op.message) if x)
-        fields["ack_ms"] = (op.acked - op.invoked) / 1e6 if op.acked else None
-        fields["sha"] = shas.get((op.adapter, op.version), "")[:12]
-    broken = _map(swap.get("violations"))
-    fields |= {"torn": broken.get("untorn"), "stale": broken.get("fresh")}
-    fields |= {k: v for k, v in swap.items() if v is not None or k not in fields}
-    rest = [f"{n} {k}" for k, n in broken.items() if n and k not in ("untorn", "fresh")]
-    fields["also"] = ", ".join(rest)
-    out = {k: text.clean(fields.get(k, ""), 160) for k in _SWAP_TEXTS}
-    return out | {k: text.number(fields.get(k)) for k in LEDGER}
-
-
-_SWAP_TEXTS = ("op", "adapter", "version", "arm", "outcome", "mode", "path", "at", "answer", "sha", "also")
-
-
-def _witnesses(verdict: Doc, recorded: History, known: Contents, parts: Segments) -> list[dict[str, Any]]:
-    """The first witnesses of each guarantee with the raw ids and times they rest on."""
-    rows = {n: i for i, n in enumerate(recorded.streams.name)}
-    ops = {o.name: o for o in recorded.ops}
-    out = []
-    for name, g in _map(verdict.get("guarantees")).items():
-        found = [w if isinstance(w, Mapping) else {"text": w} for w in _map(g).get("witnesses") or []]
-        shown = [_witness(w, rows.get(str(w.get("stream"))), ops, (recorded, known, parts)) for w in found[:WITNESSES]]
-        if shown:
-            out.append({"name": text.clean(name, 40), "shown": shown, "left": len(found) - len(shown)})
-    return out
-
-
-def _witness(
-    w: Doc, row: int | None, ops: Mapping[str, Op], evidence: tuple[History, Contents, Segments]
-) -> dict[str, Any]:
-    op = ops.get(str(w.get("swap") or w.get("op")))
-    facts = [
-        (k, text.clean(v, 200)) for k, v in w.items() if k not in ("text", "stream", "swap") and v not in ("", [], None)
-    ]
-    if op is not None:
-        facts.append((f"swap {text.clean(op.name, 40)}", f"invoked {op.invoked} ns, acked {op.acked or 'never'} ns"))
-        facts.append(("path", text.clean(op.path, 200)))
-    out: dict[str, Any] = {
-        "text": text.clean(w.get("text", ""), 500),
-        "stream": text.clean(w.get("stream", ""), 40),
-        "facts": facts,
-        "raw": "",
-        "versions": "",
-    }
-    return out if row is None else out | _raw(row, *evidence)
-
-
-def _raw(row: int, recorded: History, known: Contents, parts: Segments) -> dict[str, str]:
-    """Ids of one stream as runs, with the arrival of each run's first and last token."""
-    t, mine = recorded.streams, parts.of(row)
-    zero, _ = timeline.origin(recorded)
-    at = int(t.start[row])
-    lines = [f"sent {t.sent[row]} ns ({(int(t.sent[row]) - zero) / 1e9:.4f} s), {t.tokens[row]} tokens"]
-    for code, start, end, n in list(
-        zip(*(c[mine].tolist() for c in (parts.code, parts.start, parts.end, parts.tokens)), strict=True)
-    )[:40]:
-        ids = recorded.ids[at : at + n].tolist()
-        told = f"{ids[0]} ×{n}" if len(set(ids)) == 1 else " ".join(map(str, ids[:RAW_IDS]))
-        when = f"{(start - zero) / 1e9:.4f}–{(end - zero) / 1e9:.4f} s"
-        lines.append(f"{timeline.name(known, code):<10} {when}  {start}–{end} ns  ids {told}")
-        at += n
-    return {"raw": "\n".join(lines), "versions": timeline.told(parts, known, row)}
 
 
 def _stream_table(recorded: History, known: Contents, parts: Segments, why: Any) -> dict[str, Any]:

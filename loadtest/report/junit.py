@@ -1,4 +1,4 @@
-"""junit.xml: one case per guarantee, budget and gate; UNKNOWN is `skipped` with its reason."""
+"""junit.xml: a case for the verdict and for each guarantee, budget and gate; UNKNOWN is `skipped` with its reason."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from loadtest.report.text import Doc
 def render(verdict: Doc, title: str) -> str:
     """A JUnit document of one test suite."""
     suite = ET.Element("testsuite", name=text.clean(title))
+    _case(suite, "verdict", str(verdict["status"]), text.headline(verdict), [w for _, w in text.witnesses(verdict, 5)])
     for name, g in verdict.get("guarantees", {}).items():
         because = text.clean(g.get("because", ""))
         status = g["status"] if g.get("required") else _softened(g["status"])
@@ -22,6 +23,7 @@ def render(verdict: Doc, title: str) -> str:
     cases = suite.findall("testcase")
     suite.set("tests", str(len(cases)))
     suite.set("failures", str(sum(c.find("failure") is not None for c in cases)))
+    suite.set("errors", "0")
     suite.set("skipped", str(sum(c.find("skipped") is not None for c in cases)))
     return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from loadtest.report import text
 from loadtest.report.text import Doc
 
+LIMIT = 65_536  # characters of a comment on GitHub
+
 
 def escape(value: str) -> str:
     """Text that Markdown and the HTML inside it leave as it is."""
@@ -47,11 +49,25 @@ def render(verdict: Doc, title: str, log: str = "") -> str:
         table(("figure", "from → to", "p50", "p90", "p99", "n"), text.latency_rows(verdict)),
         escape(text.hangover_line(verdict)),
     ]
-    parts += _budgets(verdict) + _gates(verdict) + _witnesses(verdict)
+    parts += _budgets(verdict) + _gates(verdict) + [escape(text.client_line(verdict))]
+    parts += _witnesses(verdict)
     if log:
         parts += ["## The server's last words", "\n".join("    " + line for line in text.lines(log))]
-    parts.append(escape(text.client_line(verdict)))
-    return "\n\n".join(parts) + "\n"
+    return fit(parts)
+
+
+def fit(parts: Sequence[str]) -> str:
+    """The parts as one text that fits a comment; what comes last is left out first, and said to be."""
+    kept, size = list[str](), len(_REST) + 1
+    for part in parts:
+        if size + len(part) + 2 > LIMIT:
+            return "\n\n".join([*kept, _REST]) + "\n"
+        kept.append(part)
+        size += len(part) + 2
+    return "\n\n".join(kept) + "\n"
+
+
+_REST = "The rest does not fit here; it is in report.html and verdict.json."
 
 
 def _budgets(verdict: Doc) -> list[str]:

@@ -66,6 +66,7 @@ class Chart:
     levels: Sequence[Level] = ()
     width: int = 640
     height: int = 250
+    whole: bool = False  # the y axis counts things
 
 
 Scale = Callable[[float], float]
@@ -120,7 +121,8 @@ def top(chart: Chart) -> float:
     """Largest finite y to be shown, never 0."""
     values = [v for s in chart.series for v in (s.y, s.high) if v is not None]
     finite = [float(np.nanmax(v)) for v in values if np.isfinite(v).any()] + [v.y for v in chart.levels]
-    room = 1.35 if chart.levels else 1.06  # the words of levels stand above the data
+    # The words of levels and of regions stand above the data.
+    room = 1.35 if chart.levels else 1.06 + 20 / chart.height * bool(chart.regions)
     return max([f for f in finite if math.isfinite(f)], default=1.0) * room or 1.0
 
 
@@ -151,6 +153,8 @@ def _axes(chart: Chart, x: Scale, y: Scale) -> list[str]:
     floor, right = chart.height - BOTTOM, chart.width - RIGHT
     out = []
     for v in ticks(0.0, top(chart), 5):
+        if chart.whole and v != round(v):
+            continue
         out.append(f'<path class="grid" d="M{LEFT} {y(v):.1f}H{right}"/>')
         out.append(f'<text x="{LEFT - 6}" y="{y(v) + 4:.1f}" class="end">{_figure(v)}</text>')
     for v in ticks(*chart.x_range, 8):

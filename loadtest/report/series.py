@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from loadtest import records
 from loadtest.history import I64, History, Op
+from loadtest.report.timeline import origin
 
 F64 = npt.NDArray[np.float64]
 
@@ -172,3 +174,34 @@ def over_time(samples: Samples, edges: I64, q: float) -> F64:
     bins = len(edges) - 1
     place = np.clip(np.searchsorted(edges, samples.at, side="right") - 1, 0, bins - 1)
     return grouped_quantile(place, samples.ms, bins, q)
+
+
+@dataclass(frozen=True, slots=True)
+class Scrapes:
+    """The target's figures as columns, in the order they were read."""
+
+    rows: tuple[records.Scrape, ...]
+    at: I64  # [n] ns
+    x: F64  # [n] seconds since the start
+
+    def gauge(self, name: str) -> F64:
+        """A figure, NaN where the target did not say; of adapters, how many: [n]."""
+        found = [getattr(r, name) for r in self.rows]
+        if name.startswith("lora_"):
+            said = [r.lora_slots >= 0 for r in self.rows]
+            found = [len([a for a in v.split(",") if a]) if ok else -1 for v, ok in zip(found, said, strict=True)]
+        values = np.array(found, float)
+        return np.where(values >= 0, values, np.nan)
+
+    def rates(self, name: str) -> F64:
+        """Increase of a counter per second since the read before; NaN at the first and where it was reset: [n]."""
+        values, step = self.gauge(name), np.maximum(np.diff(self.at), 1) / 1e9
+        rise = np.diff(values) / step
+        return np.concatenate([[np.nan], np.where(rise >= 0, rise, np.nan)])
+
+
+def scrapes(recorded: History) -> Scrapes:
+    """The target's figures on the report's time axis."""
+    rows = tuple(sorted(recorded.scrapes, key=lambda r: r.at_ns))
+    at = np.array([r.at_ns for r in rows], np.int64)
+    return Scrapes(rows, at, (at - origin(recorded)[0]) / 1e9)

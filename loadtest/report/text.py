@@ -33,11 +33,11 @@ def number(value: object, unit: str = "") -> str:
     if value is None:
         return "–"
     if isinstance(value, str):
-        return "∞" if value in ("inf", "Infinity") else clean(value, 40)
+        return {"inf": "∞", "Infinity": "∞", "-inf": "−∞", "-Infinity": "−∞"}.get(value) or clean(value, 40)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return clean(value, 40)
     if math.isinf(value):
-        return "∞"
+        return "∞" if value > 0 else "−∞"
     if math.isnan(value):
         return "–"
     text = f"{value:,}" if isinstance(value, int) else _digits(value)

@@ -24,6 +24,7 @@ HARD_LIMIT = 6_000  # streams with something to show; keeps the file under 5 MB 
 SEGMENT_BUDGET = 120_000  # over all streams, for the same reason
 OPS_LIMIT = 3_000
 DETAILS_LIMIT = 300
+EVENTS_LIMIT = 200
 TICK = 100_000  # ns in a tenth of a millisecond
 
 NONE, BASE, MIXED = -1, -2, -3  # codes beside those of contents: uninformative, the base model, cut short
@@ -187,6 +188,10 @@ def document(recorded: History, known: Contents, parts: Segments, why: I32) -> d
         "details": details.words,
         "streams": streams,
         "swaps": _ops(recorded, zero),
+        "events": [
+            [_tick(e.at_ns, zero), text.clean(e.what, 40), text.clean(e.detail, 160)]
+            for e in recorded.events[:EVENTS_LIMIT]
+        ],
         "phases": [
             [p.index, text.clean(p.arm, 20), text.clean(p.adapter, 80), _tick(p.start, zero), _tick(p.end, zero)]
             for p in recorded.phases

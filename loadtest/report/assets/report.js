@@ -41,7 +41,17 @@
     return owner === adapter ? version : `${ownerName} ${version}`;
   }
 
-  function describe(s) {
+  // Which version the cursor is on, and the place of its tokens in the stream.
+  function here(s, at) {
+    let before = 0;
+    for (const p of s.parts) {
+      if (at >= p.start && at <= p.end) return `here: ${label(p.code, s.adapter)}, tokens ${before}–${before + p.tokens - 1}`;
+      before += p.tokens;
+    }
+    return "";
+  }
+
+  function describe(s, at = -1) {
     const versions = s.parts.slice(0, 8).map((p) => `${label(p.code, s.adapter)} ×${p.tokens}`).join(" → ");
     const more = s.parts.length > 8 ? ` → … ${s.parts.length - 8} more` : "";
     const why = Object.keys(WHY).filter((bit) => s.why & bit).map((bit) => WHY[bit]).join(", ");
@@ -49,6 +59,7 @@
       `${s.name} · ${data.adapters[s.adapter]} · ${OUTCOMES[s.outcome]} ${data.reasons[s.reason]}`.trim(),
       `sent ${seconds(s.sent)}, ` + (s.first < 0 ? "no token" : `TTFT ${millis(s.first - s.sent)}`) + `, ended ${seconds(s.end)}`,
       s.tokens ? `${s.tokens} tokens: ${versions}${more}` : "",
+      here(s, at),
       why ? `notable: ${why}` : "",
       data.details[s.detail],
     ].filter(Boolean).join("\n");
@@ -146,6 +157,7 @@
     }
     for (const s of rows.list) if (s.end >= view.from && s.sent <= view.to) drawStream(pen, s);
     drawSwaps(pen, false);
+    drawEvents(pen);
     drawAxis(pen);
   }
 
@@ -177,7 +189,8 @@
         pen.strokeStyle = o.outcome === "fail" ? colours.fail : o.outcome === "info" ? colours.unknown : colours.fg;
         pen.setLineDash({ ok: [], fail: [5, 3], info: [2, 3] }[o.outcome] || []);
         pen.globalAlpha *= .7;
-        for (const edge of o.acked < 0 ? [a] : [a, b]) {
+        // Two edges closer than this would be one thick bar: the ack alone says when it was done.
+        for (const edge of o.acked < 0 ? [a] : x(o.acked) - a < 5 ? [x(o.acked)] : [a, b]) {
           pen.beginPath(); pen.moveTo(edge, HEAD - 18); pen.lineTo(edge, rows.height - FOOT); pen.stroke();
         }
         pen.setLineDash([]);
@@ -191,6 +204,19 @@
         }
       }
       pen.globalAlpha = 1;
+    }
+  }
+
+  function drawEvents(pen) {
+    for (const [at, what] of data.events) {
+      const a = x(at);
+      if (a < 0 || a > width()) continue;
+      pen.fillStyle = colours.unknown;
+      pen.beginPath(); pen.moveTo(a - 5, rows.height - FOOT); pen.lineTo(a + 5, rows.height - FOOT);
+      pen.lineTo(a, rows.height - FOOT - 9); pen.fill();
+      const wide = pen.measureText(what).width;
+      pen.fillStyle = colours.fg;
+      pen.fillText(what, Math.min(a + 6, width() - wide - 2), rows.height - FOOT - 7);
     }
   }
 
@@ -289,7 +315,7 @@
 
   function hover(e) {
     const s = streamAt(e.offsetX, e.offsetY), o = s || e.offsetY > rows.height - FOOT ? null : swapAt(e.offsetX);
-    if (s || o) say(s ? describe(s) : describeSwap(o), e.offsetX + 14, e.offsetY + 16);
+    if (s || o) say(s ? describe(s, time(e.offsetX)) : describeSwap(o), e.offsetX + 14, e.offsetY + 16);
     else if (chosen) choose(chosen, false);
     else say("");
   }
@@ -341,7 +367,7 @@
       byId(id).addEventListener("change", (e) => { view[id] = Number(e.target.value); relayout(); });
     }
     addEventListener("resize", redraw);
-    addEventListener("beforeprint", () => { for (const d of document.querySelectorAll(".witness")) d.open = true; repaint(); });
+    addEventListener("beforeprint", () => { for (const d of document.querySelectorAll("h3 + .witness")) d.open = true; repaint(); });
     addEventListener("afterprint", repaint);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
     matchMedia("print").addEventListener("change", repaint);
@@ -363,6 +389,10 @@
     entry(list, "swap: invoked to acked (dashed edge ✗ refused, dotted ? unknown)", (pen) => {
       pen.fillStyle = colours.window; pen.fillRect(8, 0, 28, 14);
       pen.fillStyle = colours.fg; pen.fillRect(8, 0, 1, 14); pen.fillRect(36, 0, 1, 14);
+    });
+    if (data.events.length) entry(list, "event (see The run)", (pen) => {
+      pen.fillStyle = colours.unknown;
+      pen.beginPath(); pen.moveTo(16, 14); pen.lineTo(28, 14); pen.lineTo(22, 3); pen.fill();
     });
     entry(list, "waiting for the first token, or for the end", (pen) => { pen.fillStyle = colours.quiet; pen.fillRect(0, 6, 44, 2); });
   }
