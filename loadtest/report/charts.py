@@ -103,8 +103,10 @@ def over_run(recorded: History, verdict: Doc) -> list[Figure]:
 
 
 def _frame(
-    recorded: History, title: str, label: str, note: str, lines: list[Series], levels: list[Level], height: int = 250
+    recorded: History, words: tuple[str, str, str], lines: list[Series], levels: list[Level], height: int = 250
 ) -> Figure:
+    """`words`: title, label of the y axis, note."""
+    title, label, note = words
     zero, end = timeline.origin(recorded)
     regions = [
         Region((p.start - zero) / 1e9, (p.end - zero) / 1e9, text.clean(p.arm, 20), f"arm{p.index % 2}")
@@ -131,7 +133,7 @@ def _rate(recorded: History, edges: I64, x: F64) -> Figure:
     note = f"Ids read per second, in bins of {text.number(width, 's')}. Thin vertical lines: swaps invoked."
     if len(levels) == 2 and levels[0].y:
         note += f" After the last swap the rate is {text.number(levels[1].y / levels[0].y)} of that before the first."
-    return _frame(recorded, "Token rate over the run", "tokens/s", note, [line], levels)
+    return _frame(recorded, ("Token rate over the run", "tokens/s", note), [line], levels)
 
 
 def _sides(recorded: History) -> list[tuple[str, float, float]]:
@@ -164,7 +166,7 @@ def _itl(recorded: History, verdict: Doc, edges: I64, x: F64) -> Figure:
         if np.isfinite(v := _median_between(x, lines[0].y, a, b))
     ]
     note = f"Gap between two reads of one stream that brought tokens. Verdict: {text.hangover_line(verdict)}."
-    return _frame(recorded, "ITL over the run", "ms", note, lines, levels)
+    return _frame(recorded, ("ITL over the run", "ms", note), lines, levels)
 
 
 def target(recorded: History) -> list[Figure]:
@@ -172,45 +174,29 @@ def target(recorded: History) -> list[Figure]:
     if len(recorded.scrapes) < 2:
         return []
     t = series.scrapes(recorded)
-    slots = max((r.lora_slots for r in recorded.scrapes), default=-1)
-    tall, flat = 190, 160
-    server, client = t.rates("generation_tokens"), _client_rate(recorded, t)
-    plans = (
-        ("Requests in the target", "requests", ("running", "waiting"), tall, "In the batch, and queued."),
-        ("LoRA adapters in the target's batch", "adapters", ("lora_running", "lora_waiting"), flat, _slots(slots)),
-        ("KV cache in use", "%", ("kv_usage",), flat, "Share of its blocks."),
-    )
-    out = [_gauges(recorded, t, *plan) for plan in plans]
+    slots = max(r.lora_slots for r in recorded.scrapes)
+    room = f"Of {slots} that fit at once." if slots > 0 else "How many fit at once is not said."
     hits, looked = t.rates("cache_hits"), t.rates("cache_queries")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(looked > 0, 100 * hits / looked, np.nan)
-    out.append(_lines(recorded, "Prefix cache hits", "%", [Series("hits of tokens looked up", t.x, share, "s0")], flat))
-    both = [Series("target says", t.x, server, "s0"), Series("tokens read here", t.x, client, "s1")]
-    if np.isfinite(server).any():
-        out.append(_lines(recorded, "Token rate, as the target counts it", "tokens/s", both, tall))
-    return [f for f in out if f is not None]
+    share = np.where(looked > 0, 100 * hits / np.where(looked > 0, looked, 1.0), np.nan)
+    server, client = t.rates("generation_tokens"), _client_rate(recorded, t)
+    both = {"target says": server, "tokens read here": client} if np.isfinite(server).any() else {}
+    plans: tuple[tuple[tuple[str, str, str], dict[str, F64]], ...] = (
+        (("Requests in the target", "requests", "In the batch, and queued."), _named(t, "running", "waiting")),
+        (("LoRA adapters in the target", "adapters", room), _named(t, "lora_running", "lora_waiting")),
+        (("KV cache in use", "%", "Share of its blocks."), {"in use": 100 * t.gauge("kv_usage")}),
+        (("Prefix cache hits", "%", "Of the prompt tokens looked up since the read before."), {"hits": share}),
+        (("Token rate, as the target counts it", "tokens/s", "Beside the ids read here, in the same seconds."), both),
+    )
+    out = []
+    for words, columns in plans:
+        shown = [Series(k, t.x, y, f"s{i}") for i, (k, y) in enumerate(columns.items()) if np.isfinite(y).any()]
+        if shown:
+            out.append(_frame(recorded, words, shown, [], 180))
+    return out
 
 
-def _slots(slots: int) -> str:
-    return f"Of {slots} that fit at once." if slots > 0 else "How many fit at once is not said."
-
-
-def _gauges(
-    recorded: History, t: series.Scrapes, title: str, label: str, names: tuple[str, ...], height: int, words: str
-) -> Figure | None:
-    factor = 100.0 if label == "%" else 1.0
-    lines = [
-        Series(name.removeprefix("lora_").replace("kv_usage", "in use"), t.x, factor * t.gauge(name), f"s{i}")
-        for i, name in enumerate(names)
-    ]
-    return _lines(recorded, title, label, lines, height, words)
-
-
-def _lines(
-    recorded: History, title: str, label: str, lines: list[Series], height: int, words: str = ""
-) -> Figure | None:
-    shown = [line for line in lines if np.isfinite(line.y).any()]
-    return _frame(recorded, title, label, words, shown, [], height) if shown else None
+def _named(t: series.Scrapes, *names: str) -> dict[str, F64]:
+    return {name.removeprefix("lora_"): t.gauge(name) for name in names}
 
 
 def _client_rate(recorded: History, t: series.Scrapes) -> F64:

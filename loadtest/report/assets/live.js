@@ -114,8 +114,8 @@
     const box = byId("now"), v = last.verdict;
     box.className = "verdict " + (v ? v.status.toLowerCase() : "");
     byId("title").textContent = last.title || "Hotfix, live";
-    const running = `Running: phase ${last.phase || "ramp"}, ${last.now.toFixed(0)} s, ${number(last.streams.sent)} streams, ${number(last.tokens)} tokens.`;
-    byId("state").textContent = v ? v.headline : last.state === "running" ? running : STATES[last.state];
+    const running = () => `Running: phase ${last.phase || "ramp"}, ${last.now.toFixed(0)} s, ${number(last.streams.sent)} streams, ${number(last.tokens)} tokens.`;
+    byId("state").textContent = v ? v.headline : last.state === "running" ? running() : STATES[last.state];
     byId("report").hidden = !(v && v.report);
     if (v && v.report) Object.assign(byId("report"), { href: v.report, target: "_blank" });
   }
