@@ -97,6 +97,9 @@ def test_streams_and_swaps(server: Server, versions: list[Forged], tmp_path: Pat
     finally:
         handle.close()
         unload(server, "tenant-a")
+    lines = [json.loads(x) for x in (tmp_path / "run" / "history-e0.jsonl").read_text().splitlines()]
+    sent = min(x["sent_ns"] for x in lines if x["kind"] == "send")
+    assert any(x["at_ns"] <= sent for x in lines if x["kind"] == "health")  # what setup cost is not the streams'
     swaps = [m for m in news if m["op"] == "swap"]
     assert [(m["version"], m["outcome"], m["arm"], m["n"]) for m in swaps] == [
         ("v1", "ok", "real", 1),

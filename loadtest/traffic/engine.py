@@ -41,6 +41,7 @@ from loadtest.traffic.director import Director, Emit
 from loadtest.traffic.fleet import Fleet, Spread
 from loadtest.traffic.ipc import FrameError, Message, Unframer, frame
 from loadtest.traffic.live import Live
+from loadtest.traffic.priority import Priority
 from loadtest.traffic.pulse import Pulse
 from loadtest.traffic.scrape import INTERVAL_S, Scraper
 from loadtest.traffic.streams import Streams
@@ -75,6 +76,7 @@ class Engine:
         self._started_ns = 0
         self._streams: Streams | None = None
         self._pulse: Pulse | None = None
+        self._priority: Priority | None = None
         self._director: Director | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._closed = False
@@ -153,7 +155,7 @@ class Engine:
             case "arrivals":
                 self._arrive(message, self._streams)
             case "setup":
-                self._spawn(self._director.setup(message["script"]))
+                self._spawn(self._set_up(self._director, message["script"]))
             case "play":
                 self._spawn(self._director.play())
             case "hotfix":
@@ -216,6 +218,7 @@ class Engine:
         self._director = Director(lambda script, emit: self._conductor(script, admin, emit), live.emit, self._send)
         self._pulse = Pulse(self._second, lambda: self._streams.open if self._streams else 0, self._dropped)
         self._pulse.start()
+        self._priority = Priority()
         if message.get("scrape"):  # one engine of a run asks the target how it is
             self._scraper = Scraper(admin(INTERVAL_S).metrics, journal.emit, self._now_ns)
             self._scraper.start()
@@ -246,7 +249,17 @@ class Engine:
         from loadtest import plan, scenario  # pydantic and YAML: only an engine with an open loop pays for them
 
         arrivals = plan.arrivals(scenario.loads(message["scenario"]), message["seed"], message["vocab"])
+        self._cut()
         streams.arrive(arrivals, message["share"], message["of"])
+
+    async def _set_up(self, director: Director, script: Message) -> None:
+        await director.setup(script)
+        self._cut()
+
+    def _cut(self) -> None:
+        """An interval ends here: that imports made the loop late before the first stream is not held against it."""
+        if self._pulse is not None:
+            self._second(self._pulse.take())
 
     def _dropped(self) -> int:
         return self._journal.dropped if self._journal is not None else 0
@@ -256,6 +269,8 @@ class Engine:
         assert self._journal is not None
         assert self._streams is not None
         self._journal.emit(health, flush=True)
+        if self._priority is not None:
+            self._priority.second(health.cpu_s * 1e9 / max(1, health.at_ns - health.from_ns))
         counts = self._streams.counts
         self._send(
             {
