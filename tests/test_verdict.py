@@ -166,7 +166,7 @@ def test_a_run_without_swaps_proves_nothing_but_can_fail() -> None:
     assert (d["status"], d["level_held"]) == ("UNKNOWN", "safe")
     assert {"exposed_swaps", "overlap", "attributable"} <= failed_gates(d)
     assert document(quiet + "\nstream a 60: v0 | cut")["status"] == "FAIL"
-    assert d["false_alarms"]["aa"]["complete"] == {"violations": 0, "streams": 9}
+    assert alarms(d, "aa", "complete") == (0, 9)
 
 
 def test_a_history_of_nothing_is_unknown() -> None:
@@ -266,11 +266,55 @@ def test_what_json_has_no_word_for() -> None:
     assert plain(values) == {"a": None, "b": ["inf", "-inf"], "c": 0.333333, "d": 7, "3": True}
 
 
+def alarms(d: dict[str, Any], arm: str, name: str) -> tuple[int, int]:
+    found = d["false_alarms"][arm][name]
+    assert d["guarantees"][name]["false_alarms"][arm] == found
+    return found["violations"], found["streams"]
+
+
+ARMS = """load a v0 0 1 ok
+phase aa 0 100
+phase sham 100 200 a
+load a v0 110 111 ok sham
+stream a 10: v0*3
+stream a 95: v0*9
+stream a 120: v0*3
+stream a 130: v0 | cut
+"""
+
+
 def test_false_alarms_are_counted_in_arms_without_a_new_content() -> None:
-    text = "load a v0 0 1 ok\nphase aa 0 100\nphase sham 100 200 a\nload a v0 110 111 ok sham\n"
-    d = document(text + "stream a 10: v0*3\nstream a 120: v0*3\nstream a 130: v0 | cut")
-    assert d["false_alarms"]["aa"]["complete"] == {"violations": 0, "streams": 1}
-    assert d["false_alarms"]["sham"]["complete"] == {"violations": 1, "streams": 2}
+    d = document(ARMS)
+    assert alarms(d, "aa", "complete") == (0, 1)  # the stream of 95 ended in the next phase
+    assert alarms(d, "sham", "complete") == (1, 2)
+    assert d["guarantees"]["complete"]["because"] == (
+        "1 of 4 streams violate it (1 cut); where nothing changed: aa 0 of 1, sham 1 of 2"
+    )
+    assert d["false_alarms"]["aa"]["complete"]["interval"] == [0.0, 0.975]
+    assert "durable" not in d["false_alarms"]["aa"]
+
+
+def test_what_a_real_swap_may_have_caused_is_no_false_alarm() -> None:
+    d = document(ARMS + "phase real 200 300 a\nload a v1 210 211 ok\nphase aa 300 400\nstream a 310: v0*3")
+    assert alarms(d, "aa", "fresh") == (0, 1)
+    assert d["guarantees"]["fresh"]["violations"] == 1
+
+
+def test_effects_are_real_minus_sham() -> None:
+    lines, current = ["load a v0 0 1 ok"], "v0"
+    for i in range(20):  # sham, real, sham, real ...; every second real one tears its stream
+        at, real = 100 * (i + 1), i % 2 == 1
+        previous, current = current, f"v{i}" if real else current
+        lines.append(f"load a {current} {at} {at + (30 if real else 10)} ok {'real' if real else 'sham'}")
+        lines.append(f"stream a {at + 1}: {current}*4 {previous if i % 4 == 1 else current}")
+    d = document("\n".join(lines))["effects"]
+    assert (d["ack_ms"]["real"], d["ack_ms"]["sham"], d["ack_ms"]["real_minus_sham"]) == (30.0, 10.0, 20.0)
+    assert d["ack_ms"]["p"] is None
+    torn = d["untorn"]
+    assert (torn["real"], torn["sham"], torn["real_minus_sham"]) == (0.5, 0.0, 0.5)
+    assert torn["interval"][0] < torn["real"] < torn["interval"][1]
+    quiet = document(text_of("pass"))["effects"]["untorn"]
+    assert (quiet["real"], quiet["sham"], quiet["real_minus_sham"]) == (0.0, None, None)
 
 
 def late(h: History, ms: float = 50.0) -> History:
@@ -295,5 +339,5 @@ def test_every_status_says_why() -> None:
     good, bad = document(text_of("pass"))["guarantees"], document(text_of("fail"))["guarantees"]
     assert good["fresh"]["because"] == "none of 43 streams violates it"  # of 47, four were sent before v1 was acked
     assert good["durable"]["because"] == "none of 13 loads violates it"  # twelve of a, one of b
-    assert bad["untorn"]["because"] == "11 of 11 streams violate it (11 torn)"
+    assert bad["untorn"]["because"] == "11 of 11 streams violate it (11 torn); where nothing changed: aa 0 of 3"
     assert good["steady"]["because"] == "0 streams ended before the first swap, 0 began after the last"

@@ -73,7 +73,7 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
         "swaps": _swaps(verdict),
         "swap_latency_ms": _latency(verdict, "real"),
         "swap_latency_by_arm_ms": {arm: _latency(verdict, arm) for arm in sorted(set(verdict.case.swaps.arms))},
-        "effects": {"stall_ms": _effect(verdict)},
+        "effects": {name: _effect(e) for name, e in verdict.effects.items()},
         "hangover": {
             "ratio": verdict.hangover.ratio,
             "interval": verdict.hangover.interval,
@@ -103,6 +103,7 @@ def _guarantees(verdict: Verdict) -> dict[str, Any]:
             "interval": g.interval,
             "because": g.because,
             "kinds": g.kinds,
+            "false_alarms": {arm: found[g.name] for arm, found in verdict.false_alarms.items() if g.name in found},
             "witnesses": [_witness(w) for w in g.witnesses],
         }
         for g in verdict.guarantees
@@ -205,8 +206,7 @@ def _counted(figure: dict[str, Any]) -> dict[str, Any]:
     return {**figure, "n": int(figure["n"])}
 
 
-def _effect(verdict: Verdict) -> dict[str, Any]:
-    e = verdict.stall
+def _effect(e: ledger.Effect) -> dict[str, Any]:
     return {
         "real": e.real,
         "sham": e.sham,

@@ -23,7 +23,7 @@ import numpy as np
 from loadtest.analysis.case import Case, Finding, Witness, by_stream, first_streams, ids_around, overlapping, position
 from loadtest.analysis.client import late, swap_lag_ms
 from loadtest.analysis.gaps import Gaps, Windows, outside, stalls, swap_windows
-from loadtest.analysis.stats import CONFIDENCE, F64, REPS, Interval, binomial_tail, clopper_pearson
+from loadtest.analysis.stats import CONFIDENCE, F64, Interval, binomial_tail, clopper_pearson, mean_ratio
 from loadtest.history import FAIL, Bool
 
 Status = Literal["PASS", "FAIL", "UNKNOWN"]
@@ -128,10 +128,8 @@ def _stall(case: Case, found: Gaps, limit: float) -> Budget:
     if kept.sum() < MIN_WINDOWS or not left.any():
         why = f"bystanders streamed in {int(kept.sum())} swap windows and {int(left.sum())} times outside"
         return Budget(name, "UNKNOWN", math.nan, limit, (0.0, math.inf), why)
-    ratio = _mean(a.weighted, a.covered) / _mean(b.weighted, b.covered)
-    rng = np.random.default_rng(0)
-    drawn = _resampled(a.weighted[kept], a.covered[kept], rng) / _resampled(b.weighted[left], b.covered[left], rng)
-    low, high = (float(v) for v in np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
+    inside, beyond = (a.weighted[kept], a.covered[kept]), (b.weighted[left], b.covered[left])
+    ratio, (low, high) = mean_ratio(inside, beyond)
     excuse = late(swap_lag_ms(case))
     rare, chance, said = _rare(case, found, windows, limit)
     bad = low > limit or chance < RARE
@@ -169,11 +167,3 @@ def _rare(case: Case, found: Gaps, windows: Windows, limit: float) -> tuple[int,
 
 def _mean(weighted: F64, covered: F64) -> float:
     return float(weighted.sum() / covered.sum())
-
-
-def _resampled(weighted: F64, covered: F64, rng: np.random.Generator) -> F64:
-    """The mean of each of REPS resamples of windows: [REPS]."""
-    n = len(weighted)
-    times = rng.multinomial(n, np.full(n, 1.0 / n), size=REPS).astype(np.float64)
-    out: F64 = (times @ weighted) / (times @ covered)
-    return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loadtest.analysis.case import Case, Witness
+from loadtest.analysis.effects import Alarms
 from loadtest.analysis.gates import Gate
 from loadtest.analysis.isolated import Budget
 from loadtest.analysis.isolated import Status as Status
@@ -56,8 +57,8 @@ class Verdict:
     gates: tuple[Gate, ...]
     case: Case
     book: Ledger
-    stall: Effect
+    effects: dict[str, Effect]  # figure or guarantee -> real minus sham
     hangover: Hangover
     arms: tuple[Group, ...]
     adapters: tuple[Group, ...]
-    false_alarms: dict[str, dict[str, dict[str, int]]]  # arm -> guarantee -> violations, streams
+    false_alarms: Alarms  # arm -> guarantee -> violations, streams, interval of their share

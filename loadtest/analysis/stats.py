@@ -148,6 +148,33 @@ def cluster_rate(hits: npt.NDArray[Any], trials: npt.NDArray[Any]) -> Interval:
     return _logistic(centre - step), _logistic(centre + step)
 
 
+def mean_ratio(above: tuple[F64, F64], below: tuple[F64, F64]) -> tuple[float, Interval]:
+    """Ratio of two weighted means and its interval; each side is (sum of weight * value, sum of weight) per window.
+
+    Student's interval of the log ratio with the variance between windows. (A percentile bootstrap over windows covered
+    87 % with 8 windows a side.)
+    """
+    means, spread, n = [], 0.0, []
+    for weighted, weight in (above, below):
+        mean = float(weighted.sum() / weight.sum())
+        count = len(weight)
+        if count > 1 and mean > 0:
+            spread += float(np.sum((weighted - mean * weight) ** 2)) * count / (count - 1) / float(weighted.sum()) ** 2
+        means.append(mean)
+        n.append(count)
+    if means[1] <= 0 or min(n) < 2:
+        return (means[0] / means[1] if means[1] > 0 else math.inf), (0.0, math.inf)
+    ratio, step = means[0] / means[1], math.exp(student(min(n) - 1) * math.sqrt(spread))
+    return ratio, (ratio / step, ratio * step)
+
+
+def rate_difference(a: tuple[float, Interval], b: tuple[float, Interval]) -> Interval:
+    """Interval of rate a - rate b from (rate, its interval) of each, by Newcombe's method of squared margins."""
+    (p, (low_p, high_p)), (q, (low_q, high_q)) = a, b
+    below, above = math.hypot(p - low_p, high_q - q), math.hypot(high_p - p, q - low_q)
+    return p - q - below, p - q + above
+
+
 def _logistic(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-min(max(x, -500.0), 500.0)))
 

@@ -11,13 +11,14 @@ from loadtest.analysis import latency
 from loadtest.analysis.case import Case, Finding, Witness, open_case, with_unknown
 from loadtest.analysis.client import late, swap_lag_ms
 from loadtest.analysis.durable import durable
+from loadtest.analysis.effects import effects, false_alarms, told
 from loadtest.analysis.export import to_json as to_json
 from loadtest.analysis.gaps import Gaps, gaps
 from loadtest.analysis.gates import gates
 from loadtest.analysis.guarantees import LEVELS, complete, valid
 from loadtest.analysis.isolated import Budget, bystander_names, isolated
 from loadtest.analysis.latency import Hangover, hangover
-from loadtest.analysis.ledger import Ledger, ledger, stall_effect
+from loadtest.analysis.ledger import Ledger, ledger
 from loadtest.analysis.monotonic import monotonic
 from loadtest.analysis.result import Guarantee as Guarantee
 from loadtest.analysis.result import Require as Require
@@ -30,7 +31,6 @@ from loadtest.history import INFO, OK, History
 
 DEFAULT_HANGOVER = 1.2  # `steady` is reported against this where the scenario sets no budget
 ALL_TOKENS = ("valid", "fresh", "ordered", "monotonic")
-ALARM_ARMS = ("aa", "sham")  # arms in which a version guarantee cannot be broken by a new content
 
 
 def combine(statuses: Iterable[Status]) -> Status:
@@ -51,7 +51,8 @@ def judge(history: History, require: Require) -> Verdict:
     book = ledger(case, found, findings)
     budgets += _ack_budget(case, book, require)
     needed = _required(case, require)
-    stated = tuple(_state(f, f.name in needed) for f in findings)
+    alarms = false_alarms(case, findings)
+    stated = tuple(_state(f, f.name in needed, told(alarms, f.name)) for f in findings)
     passed = gates(case, book, require.min_swaps)
     statuses: list[Status] = [g.status for g in stated if g.required]
     statuses += [b.status for b in budgets]
@@ -70,11 +71,11 @@ def judge(history: History, require: Require) -> Verdict:
         passed,
         case,
         book,
-        stall_effect(case, book),
+        effects(case, book),
         after,
         tuple(latency.by_arm(case, found)),
         tuple(latency.by_adapter(case, found)),
-        _false_alarms(case, findings),
+        alarms,
     )
 
 
@@ -109,11 +110,12 @@ def _required(case: Case, require: Require) -> set[str]:
     return needed
 
 
-def _state(finding: Finding, required: bool) -> Guarantee:
+def _state(finding: Finding, required: bool, alarms: str) -> Guarantee:
     status: Status = "FAIL" if finding.violations else "UNKNOWN" if finding.unknown else "PASS"
     kinds = ", ".join(f"{n} {kind}" for kind, n in finding.kinds.items())
     if status == "FAIL":
         because = f"{finding.violations} of {finding.exposed} {finding.unit} violate it ({kinds})"
+        because += f"; {alarms}" if alarms else ""
     elif status == "UNKNOWN":
         because = finding.unknown
     else:
@@ -177,20 +179,3 @@ def _ack_budget(case: Case, book: Ledger, require: Require) -> list[Budget]:
     elif status == "FAIL" and late(lag) and value - (lag or 0.0) <= limit:
         status, words = "UNKNOWN", f"{words}; {late(lag)}"
     return [Budget("swap_ack_p99", status, value, limit, interval, words)]
-
-
-def _false_alarms(case: Case, findings: list[Finding]) -> dict[str, dict[str, dict[str, int]]]:
-    """Violations among streams that lived in aa and sham phases only: what this run accuses where nothing changes."""
-    out: dict[str, dict[str, dict[str, int]]] = {}
-    sent, ended = case.history.streams.sent, case.ended
-    for arm in ALARM_ARMS:
-        inside = np.zeros(len(sent), bool)
-        for p in case.history.phases:
-            inside |= (sent >= p.start) & (ended <= p.end) if p.arm == arm else False
-        if inside.any():
-            out[arm] = {
-                f.name: {"violations": int((f.flagged & inside).sum()), "streams": int(inside.sum())}
-                for f in findings
-                if "streams" in f.unit
-            }
-    return out
