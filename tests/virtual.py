@@ -325,5 +325,6 @@ class World:
             prompt_start=zero,
             text_only=np.zeros(len(rows), bool),
             phase=phase,
+            replica=zero.astype(np.int32),
         )
         return table, ids, column(t for r in rows for t in r.at)
