@@ -29,10 +29,10 @@ class Asker:
         self._session, self._url, self._redact = session, url.rstrip("/") + "/v1/completions", redact
         self._room = asyncio.Semaphore(AT_ONCE)
 
-    async def greedy(self, model: str, prompt: Sequence[int], count: int, early_end: bool) -> npt.NDArray[np.int32]:
-        """The `count` tokens that a model generates greedily; fewer when it may end early."""
+    async def greedy(self, model: str, prompt: Sequence[int], count: int, whole: bool) -> npt.NDArray[np.int32]:
+        """The `count` tokens that a model generates greedily; `whole`: however early it would end by itself."""
         body = {"model": model, "prompt": list(prompt), "max_tokens": count, "temperature": 0}
-        choice = await self._ask(body | {"ignore_eos": not early_end, "return_token_ids": True})
+        choice = await self._ask(body | {"ignore_eos": whole, "return_token_ids": True})
         ids = choice.get("token_ids")
         if not isinstance(ids, list):
             raise Refused(f"{model} answered without token ids", remedy="the server must know return_token_ids")

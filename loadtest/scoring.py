@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from loadtest.history import History
 
 SAMPLE = 2 * PROOF  # early streams whose references decide whether the engine repeats itself
+REFUSED = 5  # questions, or a tenth of them: a stream as long as the server's context cannot be put to it again
 SAY_EVERY_S = 5.0
 
 
@@ -97,6 +98,7 @@ class Scoring:
         self.adapters = adapters_of(recorded, job.choice)
         self.rows = scorable(recorded, self.adapters)
         self._asked = 0
+        self._refused: list[str] = []
         self._said = time.monotonic()
 
     async def run(self) -> None:
@@ -115,6 +117,12 @@ class Scoring:
         await self._ask("margins", {row: {source} for row, source in calibration.items()})
         await self._ask("margins", {row: self._own(row) for row in left})
         await self._ask("margins", {row: self._foreign(row) for row in self._unexplained()})
+
+    @property
+    def incomplete(self) -> str:
+        """Why some of it was not done."""
+        count = len(self._refused)
+        return f"{count} of {self._asked} questions were refused, first: {self._refused[0]}" if count else ""
 
     def _proof(self) -> Trust:
         return trust(self._book.judged(self.adapters))
@@ -174,12 +182,17 @@ class Scoring:
             first = int(table.prompt_start[row])
             prompt = recorded.prompts[first : first + int(table.prompt[row])].tolist()
             ids = stream_ids(recorded, row).tolist()
-            if method == "margins":
-                self._book.score("margins", row, source, await self._asker.margins(model, prompt, ids))
-            else:
-                early_end = not bool(table.ignore_eos[row])
-                self._book.score("reference", row, source, await self._asker.greedy(model, prompt, len(ids), early_end))
             self._asked += 1
+            try:
+                if method == "margins":
+                    self._book.score("margins", row, source, await self._asker.margins(model, prompt, ids))
+                else:
+                    whole = bool(table.ignore_eos[row])
+                    self._book.score("reference", row, source, await self._asker.greedy(model, prompt, len(ids), whole))
+            except Refused as e:
+                self._refused.append(str(e))
+                if len(self._refused) > max(REFUSED, self._asked // 10):
+                    raise
             self._say(f"{method} of {source[0]} {source[1]}: {self._asked} answers so far")
 
         async with asyncio.TaskGroup() as group:
@@ -260,7 +273,7 @@ async def score(job: Job, stop: asyncio.Event) -> str:
         redact = Redactor(job.url, job.headers)
         admin = Admin(session, job.url, timeout_s=60.0, redact=redact)
         scoring = Scoring(job, recorded, Asker(session, job.url, redact), admin, book)
-        incomplete = await _until(scoring.run(), stop)
+        incomplete = await _until(scoring.run(), stop) or scoring.incomplete
     streams = len({*book.margins, *book.references})
     book.line(records.Scored(scoring.adapters, streams, round(time.monotonic() - began, 3), incomplete))
     say(f"{streams} streams in {time.monotonic() - began:.0f} s{': ' + incomplete if incomplete else ''}")

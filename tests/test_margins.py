@@ -92,9 +92,21 @@ def test_the_second_part_is_named_when_a_version_alone_explains_enough_of_it() -
     assert one(short) == [("v0", 0, 4), ("another version", 5, 3 + RUN)]
 
 
+def test_too_few_tokens_before_a_tear_name_nobody() -> None:
+    assert one({A0: "..#....#..", A1: "#.#....#..", A2: "#.#....#.."}) == [("another version", 2, 9)]
+
+
 def test_what_differs_before_a_second_content_exists_is_no_tear() -> None:
     assert one({A0: "....######"}, sent=500) == [("v0", 0, 3), ("explained by no version", 4, 9)]
     assert one({A0: "....##...."}, sent=500) == [("v0", 0, 3)]  # too few to accuse anybody
+
+
+def test_a_first_token_beyond_every_version_shows_a_prompt_that_none_of_them_computed() -> None:
+    nobody = {A0: "#####..#..", A1: "###.###...", A2: "###.#....#"}
+    assert one(nobody) == [("explained by no version", 0, 4)]
+    assert one({s: ":" + t[1:] for s, t in nobody.items()})[0][0] != "explained by no version"
+    verdict = judge(scored(lines("stream a 1600: x*10"), nobody), Require(level="safe"))
+    assert {g.name: g.kinds for g in verdict.guarantees}["valid"] == {"alien": 1}
 
 
 def test_a_stream_of_the_base_or_of_another_adapter_is_named() -> None:
@@ -165,7 +177,7 @@ def references(recorded: History, late: dict, spoil: int = -1) -> History:
 def test_references_decide_on_an_engine_that_repeats_itself() -> None:
     recorded = lines("stream a 1600: x*12")
     assert runs(references(recorded, {A0: 3, A1: 12, A2: 5})) == [("v1", 5, 11)]
-    assert runs(references(recorded, {A0: 3, A1: 7, A2: 5})) == [("v1", 5, 6), ("another version", 7, 11)]
+    assert runs(references(recorded, {A0: 3, A1: 8, A2: 5})) == [("v1", 5, 7), ("another version", 8, 11)]
     assert open_case(references(recorded, {A0: 3, A1: 12, A2: 5})).attribution.method["a"] == "reference"
 
 

@@ -45,7 +45,7 @@ def ask(server: Embedded) -> tuple[list[np.ndarray], list[np.ndarray]]:
     async def asked() -> tuple[list[np.ndarray], list[np.ndarray]]:
         async with open_session({}, 10.0) as session:
             asker = Asker(session, server.url, Redactor(server.url))
-            ids = [await asker.greedy("m0", p, 48, False) for p in PROMPTS]
+            ids = [await asker.greedy("m0", p, 48, True) for p in PROMPTS]
             rows = []
             for prompt, found in zip(PROMPTS, ids, strict=True):
                 names = ("base", *NAMES)
@@ -77,7 +77,7 @@ def test_margins_are_those_of_the_embedded_server(real: Embedded, folders: list[
 def test_a_question_that_is_refused_says_why(real: Embedded) -> None:
     async def asked() -> None:
         async with open_session({}, 10.0) as session:
-            await Asker(session, real.url, Redactor(real.url)).greedy("nobody", [5, 6], 4, False)
+            await Asker(session, real.url, Redactor(real.url)).greedy("nobody", [5, 6], 4, True)
 
     with pytest.raises(Refused, match="nobody answered 404"):
         asyncio.run(asked())

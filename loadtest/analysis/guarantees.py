@@ -55,7 +55,7 @@ from loadtest.analysis.case import (
     who,
     with_unknown,
 )
-from loadtest.analysis.timeline import NEVER
+from loadtest.analysis.timeline import NEVER, UNEXPLAINED
 from loadtest.history import FAIL, INFO, Op
 
 GUARANTEES = (
@@ -197,7 +197,7 @@ def _accusation(case: Case, kind: str, content: int, at: int) -> tuple[str, Op |
     if kind == "leak":
         return f"{owner}'s {label}", swap_of(case, content, at)
     if kind == "alien":
-        return f"{label}, which this run never loads", None
+        return label if label == UNEXPLAINED else f"{label}, which this run never loads", None
     if kind == "aborted":
         begun = [i for i in line.of(content, refused=True) if line.start[i] <= at + case.epsilon]
         op = line.ops[begun[-1]]

@@ -6,15 +6,16 @@ Rules
    it (trust.py). Of a reference the first token that differs excludes its version; after it the reference is silent.
 2. The leading part of a stream goes up to the first token that excludes the version which lasts longest. Within it one
    version explains everything, and its tokens are that version's from where all other versions of the adapter are
-   excluded. If several last equally long, none is named.
+   excluded. If several last equally long, or fewer than SUPPORT tokens before a tear are left, none is named.
 3. After the leading part the server's cache holds keys of one version under tokens of another. No score reproduces
    that, so a token that a version alone fits may still be a coincidence. A version is named there only for RUN or more
    tokens that it alone fits before one that excludes it; the rest is `another`: torn, and nobody can say by what.
 4. A tear needs a second content. What differs while the adapter has had one content only is explained by the base
    (fallback) or another adapter (leak) if their scores fit, else it is `unexplained` (alien) when at least SUPPORT
    tokens are far beyond the noise for everybody who was asked.
-5. Assumed: the server computes a prompt with one version, or with cached blocks of that same version. A prefix cache
-   shared between versions shows as `another` or `unexplained`.
+5. One forward pass makes the first token of a stream. If that token is far beyond the noise for everybody, and SUPPORT
+   tokens are, it is `unexplained` whatever was loaded: the prompt was not computed by any one version, as when blocks
+   of a prefix cache are shared between versions.
 """
 
 from __future__ import annotations
@@ -143,12 +144,17 @@ def _stream(view: _View, several: int) -> I32:
     if k and len(leaders) == 1:
         rest = view.own.copy()
         rest[leaders] = False
-        code[int(reach[rest].max(initial=0)) : k] = view.codes[leaders[0]]
+        begin = int(reach[rest].max(initial=0))
+        if k == n or k - begin >= SUPPORT:
+            code[begin:k] = view.codes[leaders[0]]
     if k == n:
         return code
     whole = np.flatnonzero(~view.own & (reach == n))
     if len(whole) == 1:
         code[:] = view.codes[whole[0]]
+        return code
+    if k == 0 and view.far[0] and int(view.far.sum()) >= SUPPORT:
+        code[view.far] = view.unexplained
         return code
     _tail(view, code, k)
     open_ = np.flatnonzero(code[k:] == UNKNOWN) + k
