@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,13 @@ class Live:
         self.wait(lambda: words in self.text("state"), f"{words!r} on the page")
 
 
-@pytest.fixture(params=[(), ("--processes", "2", "--web-base-path", "/lt")], ids=["local", "workers"])
-def live(request: pytest.FixtureRequest, tab: browser.Tab, tmp_path: Path) -> Iterator[Live]:
+@contextmanager
+def locust_with(tab: browser.Tab, folder: Path, *args: str, base: str = "") -> Iterator[Live]:
     port = free_port()
-    given = ("--web-host", "127.0.0.1", "--web-port", str(port), *request.param)
-    with locust(tmp_path, "long.yaml", *given) as running:
+    with locust(folder, "long.yaml", "--web-host", "127.0.0.1", "--web-port", str(port), *args) as running:
         web = Web(port)
-        web.url += request.param[-1] if request.param else ""
+        web.url += base
         until(web.up, "Locust's web UI")
-        if "--processes" in request.param:
-            until(lambda: web.stats().get("worker_count") == 2, "two workers")
         yield Live(tab, running, web)
         tab.open("about:blank")
 
@@ -109,30 +107,43 @@ def in_locusts_tab(live: Live) -> None:
     live.wait(lambda: tab.js(hidden), "Locust's own tab without the page")
 
 
-def test_a_run_from_its_start_to_its_verdict_and_the_next_one(live: Live) -> None:
-    tab = live.tab
-    tab.open(f"{live.web.url}/hotfix")
-    live.state("No run yet")
-    follow(live)
-    press(live)
-    hover(live)
-    assert axe.violations(tab) == []
-    in_locusts_tab(live)
-    tab.open(f"{live.web.url}/hotfix", 390, 844, dark=True)
-    live.state("Running: phase")
-    assert tab.js("document.documentElement.scrollWidth") == 390
-    assert axe.violations(tab) == []
+def stop(live: Live) -> str:
+    """To the verdict; the address of the report."""
     live.web.post("/stop")
     live.state("UNKNOWN: stream-atomic is required")
-    first = tab.js("document.getElementById('report').href")
-    tab.open(f"{live.web.url}/hotfix")
-    follow(live)
-    assert tab.js("document.getElementById('report').hidden")
-    live.web.post("/stop")
-    live.state("UNKNOWN: stream-atomic is required")
-    second = tab.js("document.getElementById('report').href")
-    assert first != second
-    for address in (first, second):
-        tab.open(address)
-        assert tab.js("document.getElementById('canvas').width") > 100
-    assert tab.errors == []
+    return str(live.tab.js("document.getElementById('report').href"))
+
+
+def test_a_run_from_its_start_to_its_verdict_and_the_next_one(tab: browser.Tab, tmp_path: Path) -> None:
+    with locust_with(tab, tmp_path) as live:
+        tab.open(f"{live.web.url}/hotfix")
+        live.state("No run yet")
+        follow(live)
+        press(live)
+        hover(live)
+        assert axe.violations(tab) == []
+        in_locusts_tab(live)
+        tab.open(f"{live.web.url}/hotfix", 390, 844, dark=True)
+        live.state("Running: phase")
+        assert tab.js("document.documentElement.scrollWidth") == 390
+        assert axe.violations(tab) == []
+        first = stop(live)
+        live.start()
+        live.state("Running: phase")
+        assert tab.js("document.getElementById('report').hidden")
+        second = stop(live)
+        assert first != second
+        for address in (first, second):
+            tab.open(address)
+            assert tab.js("document.getElementById('canvas').width") > 100
+        assert tab.errors == []
+
+
+def test_a_master_with_workers_shows_what_their_engines_see(tab: browser.Tab, tmp_path: Path) -> None:
+    with locust_with(tab, tmp_path, "--processes", "2", "--web-base-path", "/lt", base="/lt") as live:
+        until(lambda: live.web.stats().get("worker_count") == 2, "two workers")
+        tab.open(f"{live.web.url}/hotfix")
+        follow(live)
+        press(live)
+        tab.open(stop(live))
+        assert tab.errors == []

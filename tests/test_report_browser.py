@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import axe
 import browser
 import pytest
 import report_maker as maker
@@ -137,6 +138,25 @@ def test_every_control_has_a_name_and_every_image_words(tab: browser.Tab, page: 
     assert tab.js("document.querySelectorAll('h1').length") == 1
     ids = tab.js("JSON.stringify([...document.querySelectorAll('[id]')].map((e) => e.id))")
     assert len(set(json.loads(ids))) == len(json.loads(ids))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return render(tmp_path_factory.mktemp("small"), maker.Play(streams=40, swaps=6, quiet_s=2.0, fail_every=9))
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_axe_finds_nothing_serious(tab: browser.Tab, small: Path, width: int, dark: bool) -> None:
+    tab.open(small, width, 844, dark)
+    tab.js("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert axe.violations(tab) == []
+
+
+def test_hovering_over_a_token_tells_its_version(tab: browser.Tab, page: Path) -> None:
+    tab.open(page)
+    x, y = centre(tab)
+    tab.mouse("mouseMoved", x, y)
+    assert "here: v" in tab.js(TIP)
 
 
 def test_foreign_text_runs_nowhere(tab: browser.Tab, tmp_path: Path) -> None:
