@@ -75,16 +75,22 @@ def cache_dir() -> Path:
 
 
 def wait_until(ready: Callable[[], bool], guarded: Guarded, patience_s: float, what: str) -> None:
-    """Poll until `ready`; TargetDied when the server ends first, Unreachable when it takes too long."""
+    """Poll until `ready`; TargetDied when the server ends first, Unreachable when it takes too long.
+
+    Left in any such way, or by Ctrl-C, the server has ended.
+    """
     deadline = time.monotonic() + patience_s
-    while not ready():
-        if not guarded.alive():
-            tail = guarded.tail()
-            raise TargetDied(f"{what} did not start; its log ends with:\n{tail}", log_tail=tail)
-        if time.monotonic() > deadline:
-            guarded.stop()
-            raise Unreachable(f"{what} was not ready after {patience_s:.0f} s", remedy=f"see {guarded.log}")
-        time.sleep(0.05)
+    try:
+        while not ready():
+            if not guarded.alive():
+                tail = guarded.tail()
+                raise TargetDied(f"{what} did not start; its log ends with:\n{tail}", log_tail=tail)
+            if time.monotonic() > deadline:
+                raise Unreachable(f"{what} was not ready after {patience_s:.0f} s", remedy=f"see {guarded.log}")
+            time.sleep(0.05)
+    except BaseException:
+        guarded.stop()
+        raise
 
 
 def vocab_of(base: Path) -> int:

@@ -80,7 +80,7 @@ def test_ctrl_c_leaves_nothing_loaded_and_nothing_on_disk(server: Server, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_servers_that_cannot_be_measured(capsys: Caps, tmp_path: Path) -> None:
+def test_servers_that_cannot_be_measured(server: Server, capsys: Caps, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "b.json", "--ranks", 8, "--repeat", 1)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -98,8 +98,19 @@ def test_servers_that_cannot_be_measured(capsys: Caps, tmp_path: Path) -> None:
             b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % (status, len(body)) + body
         )
 
+    async def says_success(call: Call) -> None:
+        cards = json.dumps({"data": [{"id": "base", "root": str(server.base)}]}).encode()
+        body = cards if call.path == "/v1/models" else b"Success"
+        await call.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
+
     with serving(garbage) as raw:
         assert run(capsys, "bench", "--url", raw.url, *out).code == 69
+    with serving(says_success) as raw:
+        said = run(capsys, "bench", "--url", raw.url, *out, "--streams", 1, "--json")
+    assert said.code == 2
+    assert "status 200 without a completion" in str(said.json["rows"])
+    assert (said.json["background"]["streams"], said.json["background"]["failed"] > 0) == (0, True)
+    (tmp_path / "b.json").unlink()
     with serving(off) as raw:
         unknown = run(capsys, "bench", "--url", raw.url, *out)
     assert unknown.code == 64

@@ -124,7 +124,11 @@ def test_ctrl_c_while_it_starts_leaves_nothing(folder: Path) -> None:
     process = start("exp4", "--folder", folder, "up", "--engine", "embedded")
     until(lambda: any("loadtest.tools.keeper" in words for words in processes(folder).values()))
     process.send_signal(signal.SIGINT)
-    assert finish(process).code in (0, 130)  # 0: it was up before the signal came
+    code = finish(process).code
+    assert code in (0, 130)  # 0: it was up before the signal came
+    if code == 130:
+        assert not processes(folder), "it ended before its server"
+        assert not (folder / keeper.CONTROL).exists()
     exp4(folder, "down")
     until(lambda: not processes(folder))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 from dataclasses import asdict, dataclass
@@ -67,31 +68,37 @@ def connect(folder: Path, timeout_s: float) -> socket.socket | None:
 
 def keep(folder: Path, engine: str) -> int:
     """Start the server, serve the door, return when the server has ended. Raises LoadtestError."""
+    (folder / CONTROL).unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as door:
+        try:
+            door.bind(os.path.relpath(folder / CONTROL))
+            door.listen()
+            door.settimeout(_POLL_S)
+            return _serve(door, folder, engine)
+        finally:
+            for name in (STATE, CONTROL):
+                (folder / name).unlink(missing_ok=True)
+
+
+def _serve(door: socket.socket, folder: Path, engine: str) -> int:
     from loadtest.scenario import Managed
     from loadtest.scenario import Target as Spec
     from loadtest.target import open_target
 
-    with socket.socket(socket.AF_UNIX) as door:
-        (folder / CONTROL).unlink(missing_ok=True)
-        door.bind(os.path.relpath(folder / CONTROL))
-        door.listen()
-        door.settimeout(_POLL_S)
-        spec = Spec(managed=Managed(engine="vllm-cpu")) if engine == "vllm-cpu" else Spec(url="embedded")
-        target = open_target(spec, folder, _say)
-        try:
-            save(folder, State(engine, target.url, str(target.base or "")))
-            while True:
-                target.check_alive()
-                if (peer := _asked_to_stop(door)) is not None:
-                    target.stop()
-                    (folder / STATE).unlink(missing_ok=True)
-                    peer.sendall(b"stopped\n")
-                    peer.close()
-                    return 0
-        finally:
-            target.stop()
-            for name in (STATE, CONTROL):
-                (folder / name).unlink(missing_ok=True)
+    spec = Spec(managed=Managed(engine="vllm-cpu")) if engine == "vllm-cpu" else Spec(url="embedded")
+    target = open_target(spec, folder, _say)
+    try:
+        save(folder, State(engine, target.url, str(target.base or "")))
+        while True:
+            target.check_alive()
+            if (peer := _asked_to_stop(door)) is not None:
+                target.stop()
+                (folder / STATE).unlink(missing_ok=True)
+                peer.sendall(b"stopped\n")
+                peer.close()
+                return 0
+    finally:
+        target.stop()
 
 
 def _asked_to_stop(door: socket.socket) -> socket.socket | None:
@@ -118,6 +125,7 @@ def _say(line: str) -> None:
 def main(argv: list[str]) -> int:
     """Run in a folder; the exit code."""
     folder = Path(argv[0])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_INTERNAL))  # by way of `finally`: the server ends first
     try:
         return keep(folder, argv[1])
     except LoadtestError as error:
