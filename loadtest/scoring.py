@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loadtest import history, records
-from loadtest.analysis.trust import PROOF, Trust, early, stream_ids, trust
+from loadtest.analysis.trust import LIMIT, PROOF, Trust, early, stream_ids, trust
 from loadtest.asking import Asker, Refused
 from loadtest.chaos import actions
 from loadtest.journal import encode
@@ -157,7 +157,7 @@ class Scoring:
         if reference is not None and proof.method == "reference":
             return bool(np.array_equal(reference, stream_ids(self._recorded, row)))
         margins = self._book.margins.get(row, {}).get(source)
-        limit = proof.cut if proof.margins else 0.0
+        limit = proof.cut if proof.margins else LIMIT
         return margins is not None and not bool((margins > limit).any())
 
     async def _ask(self, method: str, wanted: Mapping[int, set[Source]]) -> None:

@@ -126,6 +126,17 @@ def test_a_base_stream_is_judged_and_an_adapter_in_it_is_a_leak() -> None:
     assert {g.name: g.kinds for g in verdict.guarantees}["valid"] == {"leak": 1}
 
 
+def test_a_leak_before_the_first_swap_is_an_accusation_and_no_noise() -> None:
+    base = [f"stream base {500 + i}: x*40" for i in range(10)]
+    leak = {BASE: "#" * 40, ("b", "v0"): "." * 40, A0: "#" * 40}
+    recorded = scored(lines(*base), *([leak] * 10))
+    assert trust(recorded).method == "margins"
+    verdict = judge(recorded, Require(level="safe"))
+    assert {g.name: g.kinds for g in verdict.guarantees}["valid"] == {"leak": 10}
+    noise = {BASE: "#" * 40, ("b", "v0"): "." * 39 + "#", A0: "#" * 40}
+    assert trust(scored(lines(*base), *([noise] * 10))).method == ""
+
+
 def test_the_verdict_accuses_by_scores_and_says_what_it_cannot_see() -> None:
     torn = {A0: ".....#...#", A1: "#....#..#.", A2: "#....#.#.."}
     verdict = judge(scored(lines("stream a 998: x*10"), torn), Require())

@@ -8,6 +8,8 @@ have made it, so whatever its scores say against that content is noise of the en
    made by that version alone.
 2. Margins: the largest margin of early tokens is the noise. Margins above LIMIT are no rounding; a share of them up to
    OUTLIERS is left to be accused. Beyond that, or with fewer than ENOUGH early tokens, margins decide nothing.
+3. A stream that its own content does not explain, but another adapter's version or the base does, from the first token
+   to the last, shows no noise: it is left out here, and accused there.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ PROOF = 20  # streams; at 64 tokens each, over a thousand chances to differ
 ENOUGH = 200
 LIMIT = 1.0  # nats; bf16 rounding of logits around 20 is a tenth of that
 OUTLIERS = 0.02
+WHOLE = 8  # tokens; fewer might fit anybody
 FLOOR = 0.05
 F32 = npt.NDArray[np.float32]
 
@@ -70,9 +73,10 @@ def early(history: History, rows: Iterable[int]) -> dict[int, Source]:
 
 
 def trust(history: History) -> Trust:
-    """Rules 1 and 2."""
+    """Rules 1 to 3."""
     scores = history.scores
     known = early(history, sorted({*scores.margins, *scores.references}))
+    known = {row: source for row, source in known.items() if not _elsewhere(history, row, source)}
     same = [
         np.array_equal(scores.references[row][source], stream_ids(history, row))
         for row, source in known.items()
@@ -88,6 +92,14 @@ def trust(history: History) -> Trust:
         words = f"{len(same)} streams before the first swap repeat their references exactly"
         return Trust("reference", words, tolerance, cut, alien)
     return Trust("" if np.isnan(tolerance) else "margins", words, tolerance, cut, alien)
+
+
+def _elsewhere(history: History, row: int, own: Source) -> bool:
+    """Rule 3."""
+    margins = history.scores.margins.get(row, {})
+    if own not in margins or len(margins[own]) < WHOLE or not (margins[own] > LIMIT).any():
+        return False
+    return any(bool((m <= LIMIT).all()) for source, m in margins.items() if source[0] != own[0])
 
 
 def _tolerance(margins: F32) -> tuple[float, str]:
