@@ -91,6 +91,7 @@ class Guarded:
     @classmethod
     def start(cls, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Guarded:
         """Start `command` with its output in `log`; `env` is added to ours."""
+        log.touch()  # so that the folder stays, for a guardian that starts up while we give up
         read_end, write_end = os.pipe()
         try:
             process = subprocess.Popen(
@@ -100,6 +101,9 @@ class Guarded:
                 start_new_session=True,
                 env={**os.environ, **(env or {})},
             )
+        except BaseException:  # under gevent an interrupt can come after the fork
+            os.close(write_end)
+            raise
         finally:
             os.close(read_end)
         return cls(process, write_end, log)

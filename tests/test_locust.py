@@ -129,6 +129,7 @@ def test_ctrl_c_before_the_first_user(tmp_path: Path) -> None:
         os.killpg(run.process.pid, signal.SIGINT)
         assert run.exit_code() == 2, run.output
         assert run.nothing_left()
+        assert "Traceback" not in run.output
 
 
 @pytest.mark.parametrize("processes", [(), ("--processes", "2")], ids=["alone", "workers"])
