@@ -10,7 +10,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from loadtest import records, scores
+from loadtest.columns import OUTCOMES, Coded, Column, merged
 from loadtest.errors import HistoryError
 from loadtest.journal import Journal as Journal
-from loadtest.lines import OUTCOMES, File, R, read, stream_rows, typed
+from loadtest.lines import File, R, read, stream_columns, typed
 from loadtest.scores import NONE as NO_SCORES
 from loadtest.scores import Scores
 
@@ -32,6 +33,7 @@ I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
 OK, FAIL, INFO = 0, 1, 2
+BLOCK = 4_000_000  # tokens worked on at a time: temporaries stay under 100 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ def load(folder: Path) -> History:
     if not paths:
         raise HistoryError(f"{folder} holds no history-*.jsonl", remedy="name a folder under results/")
     files = [read(p) for p in paths]
-    if not any(f.lines for f in files):
+    if not any(f.last for f in files):
         raise HistoryError(f"no line of {paths[0]} can be read", remedy="the run recorded nothing; run it again")
     recorded = build(files)
     found = scores.read(folder, recorded.streams.name)
@@ -213,7 +215,7 @@ def _ops(file: File, problems: list[str]) -> list[Op]:
 def _latest(files: list[File]) -> int:
     """The last time any line names: where an unfinished phase is taken to end."""
     keys = ("at_ns", "ended_ns", "acked_ns", "sent_ns", "invoked_ns", "started_ns")
-    last = (row.get(k) for f in files for rows in f.lines.values() for row in rows[-1:] for k in keys)
+    last = (row.get(k) for f in files for row in f.last.values() for k in keys)
     return max((t for t in last if isinstance(t, int)), default=0)
 
 
@@ -238,90 +240,109 @@ def _phase_of(sent: I64, phases: tuple[Span, ...]) -> I32:
 
 
 def _streams(files: list[File], problems: list[str]) -> tuple[StreamTable, I32, I64, I32]:
-    rows: list[dict[str, Any]] = []
-    names: list[str] = []
+    parts: list[dict[str, Column]] = []
     columns: list[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]] = []
-    bases: list[tuple[int, int]] = []
     token_base = prompt_base = 0
     for f in files:
         ids, arrivals, prompts = f.column("tokens", "<i4"), f.column("arrivals", "<u4"), f.column("prompts", "<i4")
         count = min(len(ids), len(arrivals))
-        found = stream_rows(f, count, len(prompts), problems)
-        rows += found
-        names += [f"{f.engine}-{r['stream']}" for r in found]
-        bases += [(token_base, prompt_base)] * len(found)
+        part = stream_columns(f, count, len(prompts), problems)
+        part["offset"] += token_base
+        part["prompt_offset"] += prompt_base
+        parts.append(part)
         columns.append((ids[:count], arrivals[:count], prompts))
         token_base += count
         prompt_base += len(prompts)
-    table, offset, prompt_offset = _table(rows, names, bases)
-    all_ids, all_arrivals, all_prompts = (np.concatenate([c[i] for c in columns]) for i in range(3))
-    where = _ragged(offset, table.tokens)
-    at = np.repeat(table.sent, table.tokens) + all_arrivals[where].astype(np.int64) * 1000
-    return (
-        table,
-        all_ids[where].astype(np.int32),
-        at,
-        all_prompts[_ragged(prompt_offset, table.prompt)].astype(np.int32),
-    )
+    table, offset, prompt_offset = _table(files, parts)
+    all_ids, all_arrivals, all_prompts = (_joined([c[i] for c in columns]) for i in range(3))
+    del columns
+    ids = _gather(all_ids, offset, table.tokens, np.int32)
+    del all_ids
+    at = _gather(all_arrivals, offset, table.tokens, np.int64)
+    at *= 1000
+    for rows, tokens in blocks(table.tokens):
+        at[tokens] += np.repeat(table.sent[rows], table.tokens[rows])
+    return table, ids, at, _gather(all_prompts, prompt_offset, table.prompt, np.int32)
 
 
-def _ragged(start: I64, count: I64) -> I64:
-    """Indices start[i] .. start[i]+count[i] for each i, one after another: int64 [sum(count)]."""
-    first = np.cumsum(count) - count
-    out: I64 = np.arange(int(count.sum()), dtype=np.int64) + np.repeat(start - first, count)
+def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def blocks(counts: I64, size: int = BLOCK) -> Iterator[tuple[slice, slice]]:
+    """(rows, items) of consecutive rows that own about `size` items together: row i owns counts[i] of them."""
+    ends = np.cumsum(counts)
+    row = item = 0
+    while row < len(counts):
+        stop = max(row + 1, int(np.searchsorted(ends, item + size, side="right")))
+        yield slice(row, stop), slice(item, int(ends[stop - 1]))
+        row, item = stop, int(ends[stop - 1])
+
+
+def _gather(source: npt.NDArray[Any], start: I64, count: I64, dtype: Any) -> npt.NDArray[Any]:
+    """source[start[i] : start[i] + count[i]] for each i, one after another: [sum(count)]."""
+    out = np.empty(int(count.sum()), dtype)
+    for rows, items in blocks(count):
+        where = np.arange(items.start, items.stop, dtype=np.int64)
+        where += np.repeat(start[rows] - np.cumsum(count[rows]) + count[rows] - items.start, count[rows])
+        out[items] = source[where]
     return out
 
 
-def _table(rows: list[dict[str, Any]], names: list[str], bases: list[tuple[int, int]]) -> tuple[StreamTable, I64, I64]:
-    """Columns of the rows sorted by (sent, name), and where their tokens lie in the concatenated files."""
+def _table(files: list[File], parts: list[dict[str, Column]]) -> tuple[StreamTable, I64, I64]:
+    """Columns of all files sorted by `sent`, and where their tokens lie in the concatenated files."""
+    sent = np.concatenate([p["sent_ns"] for p in parts])
+    order = np.argsort(sent, kind="stable").astype(np.int64)
 
     def column(key: str, dtype: Any) -> npt.NDArray[Any]:
-        return np.array([r[key] for r in rows], dtype=dtype)
+        return np.concatenate([p[key] for p in parts])[order].astype(dtype, copy=False)
 
-    sent = column("sent_ns", np.int64)
-    order = np.argsort(sent, kind="stable").astype(np.int64)
-    adapters = tuple(sorted({r["adapter"] for r in rows}))
-    reasons = ("", *sorted({r["reason"] for r in rows} - {""}))
-    codes = {a: i for i, a in enumerate(adapters)}
-    why = {a: i for i, a in enumerate(reasons)}
-    base = np.array(bases, np.int64).reshape(-1, 2)
-    tokens, prompt = column("tokens", np.int64)[order], column("prompt", np.int64)[order]
+    def coded(key: str) -> Coded:
+        return merged([f.rows.words(key) for f in files], [p[key] for p in parts])
 
-    def strings(key: str) -> list[str]:
-        return [rows[i][key] for i in order]
-
+    names = [f"{f.engine}-{n}" for f, p in zip(files, parts, strict=True) for n in p["stream"].tolist()]
+    adapters, adapter = _sorted_words(coded("adapter"), order)
+    reasons, reason = _sorted_words(coded("reason"), order, "")
+    outcome = coded("outcome")
+    outcomes = np.array([OUTCOMES[w] for w in outcome.words], np.int8)
+    tokens, prompt = column("tokens", np.int64), column("prompt", np.int64)
     table = StreamTable(
-        name=[names[i] for i in order],
+        name=[names[i] for i in order.tolist()],
         adapters=adapters,
-        adapter=np.array([codes[r["adapter"]] for r in rows], np.int32)[order],
-        user=strings("user"),
-        intended=column("intended_ns", np.int64)[order],
+        adapter=adapter,
+        user=coded("user").texts(order),
+        intended=column("intended_ns", np.int64),
         sent=sent[order],
-        head=column("head_ns", np.int64)[order],
-        first=column("first_ns", np.int64)[order],
-        last=column("last_ns", np.int64)[order],
-        ended=column("ended_ns", np.int64)[order],
-        status=column("status", np.int32)[order],
-        outcome=np.array([OUTCOMES[r["outcome"]] for r in rows], np.int8)[order],
+        head=column("head_ns", np.int64),
+        first=column("first_ns", np.int64),
+        last=column("last_ns", np.int64),
+        ended=column("ended_ns", np.int64),
+        status=column("status", np.int32),
+        outcome=outcomes[outcome.codes[order]] if len(outcomes) else np.empty(0, np.int8),
         reasons=reasons,
-        reason=np.array([why[r["reason"]] for r in rows], np.int16)[order],
-        detail=strings("detail"),
-        finish=strings("finish"),
-        done=column("done", np.bool_)[order],
-        max_tokens=column("max_tokens", np.int32)[order],
-        ignore_eos=column("ignore_eos", np.bool_)[order],
+        reason=reason.astype(np.int16),
+        detail=coded("detail").texts(order),
+        finish=coded("finish").texts(order),
+        done=column("done", np.bool_),
+        max_tokens=column("max_tokens", np.int32),
+        ignore_eos=column("ignore_eos", np.bool_),
         tokens=tokens,
         start=np.cumsum(tokens) - tokens,
-        chunks=column("chunks", np.int32)[order],
-        usage=column("usage", np.int64)[order],
+        chunks=column("chunks", np.int32),
+        usage=column("usage", np.int64),
         prompt=prompt,
         prompt_start=np.cumsum(prompt) - prompt,
-        text_only=column("text_only", np.bool_)[order],
-        phase=np.full(len(rows), -1, np.int32),
-        replica=column("replica", np.int32)[order],
+        text_only=column("text_only", np.bool_),
+        phase=np.full(len(sent), -1, np.int32),
+        replica=column("replica", np.int32),
     )
-    return (
-        table,
-        (column("offset", np.int64) + base[:, 0])[order],
-        (column("prompt_offset", np.int64) + base[:, 1])[order],
-    )
+    return table, column("offset", np.int64), column("prompt_offset", np.int64)
+
+
+def _sorted_words(column: Coded, order: I64, *always: str) -> tuple[tuple[str, ...], I32]:
+    """(the words in use, sorted, those of `always` first; their codes in `order`)."""
+    used = {column.words[c] for c in np.unique(column.codes).tolist()}
+    words = (*always, *sorted(used - set(always)))
+    index = {w: i for i, w in enumerate(words)}
+    codes = np.array([index.get(w, 0) for w in column.words], np.int32)
+    return words, codes[column.codes[order]] if len(codes) else np.empty(0, np.int32)

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import orjson
 
 from loadtest import records
+from loadtest.columns import Column, Rows, without_tokens
 
 R = TypeVar("R", bound=records.Record)
-OUTCOMES: dict[str, int] = {"ok": 0, "fail": 1, "info": 2}
 
 
 @dataclass
@@ -23,7 +23,9 @@ class File:
 
     engine: str
     folder: Path
-    lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # of all kinds but streams
+    rows: Rows = field(default_factory=Rows)
+    last: dict[str, dict[str, Any]] = field(default_factory=dict)  # kind -> its last line
     problems: list[str] = field(default_factory=list)
 
     def of(self, kind: str) -> list[dict[str, Any]]:
@@ -41,17 +43,27 @@ class File:
 def read(path: Path) -> File:
     """Parse one history file; what cannot be parsed is named in its `problems`."""
     out = File(path.stem.removeprefix("history-"), path.parent)
-    raw = path.read_bytes().split(b"\n")
-    for number, line in enumerate(raw, 1):
-        if not line:
-            continue
-        try:
-            row = orjson.loads(line)
-            out.lines.setdefault(row["kind"], []).append(row)
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            what = "torn last line" if number == len(raw) else "unreadable line"
-            out.problems.append(f"{path.name}:{number}: {what} ignored")
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line == b"\n":
+                continue
+            try:
+                row = orjson.loads(line)
+                _sort(out, row["kind"], row)
+            except (orjson.JSONDecodeError, KeyError, TypeError):
+                what = "unreadable line" if line.endswith(b"\n") else "torn last line"
+                out.problems.append(f"{path.name}:{number}: {what} ignored")
     return out
+
+
+def _sort(file: File, kind: str, row: dict[str, Any]) -> None:
+    file.last[kind] = row
+    if kind == "stream":
+        file.rows.stream(row)
+    elif kind == "send":
+        file.rows.send(row)
+    else:
+        file.lines.setdefault(kind, []).append(row)
 
 
 def _wire_type(annotation: str) -> Any:
@@ -77,63 +89,13 @@ def typed(file: File, cls: type[R], problems: list[str]) -> list[R]:
     return out
 
 
-_SENT = ("adapter", "user", "intended_ns", "sent_ns", "max_tokens", "ignore_eos")
-_NEVER: dict[str, Any] = {
-    "head_ns": 0,
-    "first_ns": 0,
-    "last_ns": 0,
-    "ended_ns": 0,
-    "status": 0,
-    "outcome": "info",
-    "reason": "unfinished",
-    "detail": "the history ends before this stream does",
-    "finish": "",
-    "done": False,
-    "tokens": 0,
-    "offset": 0,
-    "chunks": 0,
-    "usage": -1,
-    "prompt": 0,
-    "prompt_offset": 0,
-    "text_only": False,
-}
-_REQUIRED = ("stream", *_SENT)
-_OPTIONAL: dict[str, Any] = {"replica": 0}
-_TYPES = {k: type(v) for k, v in (_NEVER | _OPTIONAL).items()} | {
-    "stream": int,
-    "adapter": str,
-    "user": str,
-    "intended_ns": int,
-    "sent_ns": int,
-    "max_tokens": int,
-    "ignore_eos": bool,
-}
-
-
-def _usable(row: dict[str, Any]) -> bool:
-    return (
-        all(k in row for k in _REQUIRED)
-        and all(isinstance(row[k], t) for k, t in _TYPES.items() if k in row)
-        and row.get("outcome", "info") in OUTCOMES
-    )
-
-
-def stream_rows(file: File, tokens: int, prompts: int, problems: list[str]) -> list[dict[str, Any]]:
-    """Stream rows of one file: ended ones, then those that were sent and never ended."""
+def stream_columns(file: File, tokens: int, prompts: int, problems: list[str]) -> dict[str, Column]:
+    """Stream columns of one file: ended ones, then those that were sent and never ended."""
     where = f"history-{file.engine}.jsonl"
-    rows = []
-    seen = set()
-    for row in file.of("stream"):
-        if not _usable(row):
-            problems.append(f"{where}: a stream line lacks a field or has one of a wrong type; ignored")
-            continue
-        row = {**_OPTIONAL, **_NEVER, **row}
-        if row["offset"] + row["tokens"] > tokens or row["prompt_offset"] + row["prompt"] > prompts:
-            problems.append(f"{where}: stream {row['stream']} names tokens that the column files do not hold")
-            row.update(_NEVER)
-        seen.add(row["stream"])
-        rows.append(row)
-    for row in file.of("send"):
-        if _usable(row) and row["stream"] not in seen:
-            rows.append({**_OPTIONAL, **row, **_NEVER})
-    return rows
+    columns = file.rows.finish()
+    odd = [(p, f"{where}: a stream line lacks a field or has one of a wrong type; ignored") for p in file.rows.unusable]
+    for row in without_tokens(file.rows, columns, tokens, prompts):
+        words = f"{where}: stream {columns['stream'][row]} names tokens that the column files do not hold"
+        odd.append((int(columns["position"][row]), words))
+    problems += [words for _, words in sorted(odd, key=lambda o: o[0])]
+    return columns

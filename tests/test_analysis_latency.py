@@ -11,7 +11,7 @@ from minihistory import history
 from loadtest.analysis.case import Case, open_case
 from loadtest.analysis.gaps import gaps, matched_windows, outside, stalls, swap_windows
 from loadtest.analysis.isolated import Budget, isolated
-from loadtest.analysis.latency import by_adapter, by_arm, hangover, thin
+from loadtest.analysis.latency import by_adapter, by_arm, hangover
 from loadtest.analysis.ledger import Ledger, figure, ledger, stall_effect
 
 LOADS = "load a v0 0 1 ok\nload b v0 0 1 ok\n"
@@ -84,7 +84,7 @@ def test_gaps_are_between_reads_and_a_stall_runs_to_the_end() -> None:
     case = case_of(
         "stream a 5: v0@10 v0@10 v0@13\nstream a 6: v0@8 | stalled ended=50\nstream a 7: v0@9 | cancelled ended=60"
     )
-    found = gaps(case)
+    found = gaps(case).every(100)
     assert ((found.end - found.start) / 1e6).tolist() == [3.0, 42.0]
     assert found.stream.tolist() == [0, 1]
 
@@ -137,7 +137,7 @@ def test_a_stall_of_real_swaps_is_reported_beyond_that_of_sham_swaps() -> None:
 def test_groups_count_every_stream_and_time_only_complete_ones() -> None:
     streams = ("a 5: v0@10 v0@12 v0@16", "a 60: v0@65 | cut max=9", "b 200: v0@210")
     case = case_of("phase aa 0 50\nphase real 50 100 a\n" + "\n".join(f"stream {s}" for s in streams))
-    arms = {g.name: g for g in by_arm(case, gaps(case))}
+    arms = {g.name: g for g in by_arm(case, gaps(case).every(100))}
     assert {n: (g.streams, g.ok, g.fail, g.info) for n, g in arms.items()} == {
         "aa": (1, 1, 0, 0),
         "real": (1, 0, 1, 0),
@@ -148,12 +148,29 @@ def test_groups_count_every_stream_and_time_only_complete_ones() -> None:
     assert (aa["itl_ms"]["p50"], aa["itl_ms"]["p99"], aa["itl_ms"]["n"]) == (2.0, 4.0, 2.0)
     assert arms["aa"].tokens_per_s == pytest.approx(3 / 0.011)
     assert math.isnan(arms["real"].figures["ttft_ms"]["p50"])
-    assert [(g.name, g.streams) for g in by_adapter(case, gaps(case))] == [("a", 2), ("b", 1)]
+    assert [(g.name, g.streams) for g in by_adapter(case, gaps(case).every(100))] == [("a", 2), ("b", 1)]
 
 
 def test_thinning_keeps_the_figures() -> None:
     case = case_of("stream a 5: v0*100")
-    assert len(thin(gaps(case)).start) == 99
+    found = gaps(case)
+    assert len(found.every(99).start) == 99
+    third = found.every(40)
+    assert ((third.end - case.origin) / 1e6).tolist() == [7 + 3 * i for i in range(33)]
+    assert len(found.of(np.zeros(1, bool)).every(99).start) == 0
+
+
+def test_blocks_of_tokens_give_the_same_gaps_whatever_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        f"stream {'ab'[n % 2]} {5 * n}: v0*{n % 7 + 1}{' | stalled ended=900' if n % 5 == 0 else ''}" for n in range(40)
+    ]
+    case = case_of("\n".join(lines))
+    whole = gaps(case).every(10**6)
+    monkeypatch.setattr("loadtest.history.blocks.__defaults__", (6,))
+    assert len(list(gaps(case).blocks())) > 10
+    parts = gaps(case).every(10**6)
+    assert parts.stream.tolist() == whole.stream.tolist()
+    assert (parts.end - parts.start).tolist() == (whole.end - whole.start).tolist()
 
 
 def closed_loop(start: float, count: int, itl: float, users: int = 4) -> str:

@@ -22,6 +22,7 @@ RANKS = {
     "loadtest.traffic.sse": 0,
     "loadtest.guardian": 1,
     "loadtest.journal": 1,
+    "loadtest.columns": 0,
     "loadtest.lines": 1,
     "loadtest.scores": 1,
     "loadtest.history": 2,

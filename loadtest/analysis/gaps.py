@@ -6,45 +6,84 @@ stream's last gap runs to the moment the client gave up. Windows are sorted and 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from loadtest.analysis.case import Case, Swaps
 from loadtest.analysis.stats import F64
-from loadtest.history import I32, I64, Bool
+from loadtest.history import I32, I64, Bool, StreamTable, blocks
 
 SETTLE_NS = 250_000_000  # a swap's window ends this long after its ack: a switch at the next step still falls into it
 
 
 @dataclass(frozen=True, slots=True)
-class Gaps:
+class Some:
     """[G] gaps in stream order."""
 
     stream: I32
     start: I64  # ns
     end: I64
 
-    def of(self, streams: Bool) -> Gaps:
+    def of(self, streams: Bool) -> Some:
         """Gaps of the masked streams."""
         mine = streams[self.stream]
-        return Gaps(self.stream[mine], self.start[mine], self.end[mine])
+        return Some(self.stream[mine], self.start[mine], self.end[mine])
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """The gaps of some streams of a history, computed a block at a time: there are as many as tokens."""
+
+    table: StreamTable
+    at: I64  # History.at
+    streams: Bool  # [S] whose gaps
+
+    def of(self, streams: Bool) -> Gaps:
+        """Gaps of those of the streams that are masked."""
+        return Gaps(self.table, self.at, self.streams & streams)
+
+    def blocks(self) -> Iterator[Some]:
+        """All gaps, in stream order, those that stalled streams ended in last."""
+        table = self.table
+        for rows, tokens in blocks(table.tokens):
+            mine = self.streams[rows]
+            if mine.any():
+                yield _between(table, self.at[tokens], rows, mine, tokens.start)
+        stalled = np.array([r == "stalled" for r in table.reasons], bool)
+        if not stalled.any():
+            return
+        open_ = np.flatnonzero(self.streams & stalled[table.reason] & (table.last > 0) & (table.ended > table.last))
+        yield Some(open_.astype(np.int32), table.last[open_], table.ended[open_])
+
+    def every(self, most: int) -> Some:
+        """At most `most` of the gaps, evenly taken: all, every second, every third ..."""
+        total = sum(len(some.start) for some in self.blocks())
+        step = max(1, -(-total // most))
+        done, parts = 0, [Some(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64))]
+        for some in self.blocks():
+            kept = slice(-done % step, None, step)
+            parts.append(Some(some.stream[kept], some.start[kept], some.end[kept]))
+            done += len(some.start)
+        columns = zip(*((p.stream, p.start, p.end) for p in parts), strict=True)
+        return Some(*(np.concatenate(c) for c in columns))
 
 
 def gaps(case: Case) -> Gaps:
     """Every gap of the history."""
-    table, at = case.history.streams, case.history.at
-    begins = np.zeros(len(at) + 1, bool)
-    begins[table.start[table.tokens > 0]] = True
-    after = np.flatnonzero(~begins[1:-1] & (at[1:] > at[:-1])) + 1 if len(at) else np.empty(0, np.int64)
-    stream = np.repeat(np.arange(len(table), dtype=np.int32), table.tokens)[after]
-    stalled = np.array([r == "stalled" for r in table.reasons], bool)[table.reason] if len(table) else begins[:0]
-    open_ = np.flatnonzero(stalled & (table.last > 0) & (table.ended > table.last))
-    return Gaps(
-        np.concatenate([stream, open_.astype(np.int32)]),
-        np.concatenate([at[after - 1], table.last[open_]]),
-        np.concatenate([at[after], table.ended[open_]]),
-    )
+    return Gaps(case.history.streams, case.history.at, np.ones(len(case.history.streams), bool))
+
+
+def _between(table: StreamTable, at: I64, rows: slice, mine: Bool, first: int) -> Some:
+    """Gaps between the reads of consecutive streams, whose tokens `at` begin at index `first` of the history."""
+    later = np.zeros(len(at), bool)
+    np.greater(at[1:], at[:-1], out=later[1:])
+    later[table.start[rows][table.tokens[rows] > 0] - first] = False
+    later &= np.repeat(mine, table.tokens[rows])
+    after = np.flatnonzero(later)
+    stream = np.repeat(np.arange(rows.start, rows.stop, dtype=np.int32), table.tokens[rows])[after]
+    return Some(stream, at[after - 1], at[after])
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +125,13 @@ class Stalls:
 def stalls(found: Gaps, windows: Windows) -> Stalls:
     """Longest gap and time-weighted sums of each window."""
     n = len(windows.start)
-    longest, weighted, covered = np.full(n, np.nan), np.zeros(n), np.zeros(n)
+    out = Stalls(np.full(n, np.nan), np.zeros(n), np.zeros(n))
+    for some in found.blocks() if n else ():
+        _add(out, some, windows)
+    return out
+
+
+def _add(out: Stalls, found: Some, windows: Windows) -> None:
     first = np.searchsorted(windows.end, found.start, side="right")
     count = np.searchsorted(windows.start, found.end, side="left") - first
     hit = np.flatnonzero(count > 0)
@@ -97,10 +142,23 @@ def stalls(found: Gaps, windows: Windows) -> Stalls:
     length = (found.end[gap] - found.start[gap]) / 1e6
     inside = np.minimum(found.end[gap], windows.end[window]) - np.maximum(found.start[gap], windows.start[window])
     overlap = np.maximum(inside, 0) / 1e6
-    np.fmax.at(longest, window, length)
-    np.add.at(weighted, window, overlap * length)
-    np.add.at(covered, window, overlap)
-    return Stalls(longest, weighted, covered)
+    np.fmax.at(out.longest_ms, window, length)
+    np.add.at(out.weighted, window, overlap * length)
+    np.add.at(out.covered, window, overlap)
+
+
+def extent(found: Gaps) -> tuple[int, int] | None:
+    """(earliest start, latest end) of the gaps; None without any."""
+    edges = [(int(s.start.min()), int(s.end.max())) for s in found.blocks() if len(s.start)]
+    return (min(a for a, _ in edges), max(b for _, b in edges)) if edges else None
+
+
+def median_length(found: Gaps) -> int:
+    """Median length of the gaps, ns; there must be one."""
+    length = np.concatenate([some.end - some.start for some in found.blocks()])
+    middle = len(length) // 2
+    length.partition([middle - 1, middle] if len(length) % 2 == 0 else middle)
+    return int(length[middle - 1 : middle + 1].mean()) if len(length) % 2 == 0 else int(length[middle])
 
 
 def outside(windows: Windows, start: int, end: int) -> Windows:

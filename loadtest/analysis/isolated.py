@@ -22,7 +22,7 @@ import numpy as np
 
 from loadtest.analysis.case import Case, Finding, Witness, by_stream, first_streams, ids_around, overlapping, position
 from loadtest.analysis.client import late, swap_lag_ms
-from loadtest.analysis.gaps import Gaps, Windows, outside, stalls, swap_windows
+from loadtest.analysis.gaps import Gaps, Windows, extent, median_length, outside, stalls, swap_windows
 from loadtest.analysis.stats import CONFIDENCE, F64, Interval, binomial_tail, clopper_pearson, mean_ratio
 from loadtest.history import FAIL, Bool
 
@@ -119,10 +119,11 @@ def _errors(case: Case, mine: Bool, limit: float) -> Budget:
 def _stall(case: Case, found: Gaps, limit: float) -> Budget:
     windows = swap_windows(case.swaps, np.ones(len(case.swaps), bool))
     name = "isolated_stall"
-    if not len(found.start) or len(windows.start) < MIN_WINDOWS:
+    edges = extent(found)
+    if edges is None or len(windows.start) < MIN_WINDOWS:
         why = f"{len(windows.start)} swap windows with bystander traffic; {MIN_WINDOWS} are needed"
         return Budget(name, "UNKNOWN", math.nan, limit, (0.0, math.inf), why)
-    rest = outside(windows, int(found.start.min()), int(found.end.max()))
+    rest = outside(windows, *edges)
     a, b = stalls(found, windows), stalls(found, rest)
     kept, left = a.covered > 0, b.covered > 0
     if kept.sum() < MIN_WINDOWS or not left.any():
@@ -131,7 +132,7 @@ def _stall(case: Case, found: Gaps, limit: float) -> Budget:
     inside, beyond = (a.weighted[kept], a.covered[kept]), (b.weighted[left], b.covered[left])
     ratio, (low, high) = mean_ratio(inside, beyond)
     excuse = late(swap_lag_ms(case))
-    rare, chance, said = _rare(case, found, windows, limit)
+    rare, chance, said = _rare(case, found, windows, limit, edges)
     bad = low > limit or chance < RARE
     status: Status = "FAIL" if bad and not excuse else "PASS" if ratio <= limit and not rare else "UNKNOWN"
     words = (
@@ -143,23 +144,23 @@ def _stall(case: Case, found: Gaps, limit: float) -> Budget:
     return Budget(name, status, ratio, limit, (low, high), words)
 
 
-def _rare(case: Case, found: Gaps, windows: Windows, limit: float) -> tuple[int, float, str]:
+def _rare(case: Case, found: Gaps, windows: Windows, limit: float, edges: tuple[int, int]) -> tuple[int, float, str]:
     """(swaps with a stall beyond `limit` times the longest gap outside, its probability by chance, a sentence)."""
-    length = found.end - found.start
-    usual = int(np.median(length))  # a gap that a swap stretches began up to a usual gap before it
-    window = np.searchsorted(windows.start - usual, found.start, side="right") - 1
-    inside = (window >= 0) & (found.start < windows.end[np.maximum(window, 0)])
-    if inside.all():
+    usual = median_length(found)  # a gap that a swap stretches began up to a usual gap before it
+    inside, longest = np.zeros(len(windows.start), np.int64), 0
+    for some in found.blocks():
+        length = some.end - some.start
+        window = np.searchsorted(windows.start - usual, some.start, side="right") - 1
+        within = (window >= 0) & (some.start < windows.end[np.maximum(window, 0)])
+        np.maximum.at(inside, window[within], length[within])
+        longest = max(longest, int(length[~within].max(initial=0)))
+    hit = np.flatnonzero(inside > limit * longest)
+    if not longest or not len(hit):
         return 0, 1.0, ""
-    longest = int(length[~inside].max())
-    hit = np.unique(window[inside & (length > limit * longest)])
-    if not len(hit):
-        return 0, 1.0, ""
-    span = int(found.end.max()) - int(found.start.min())
-    share = min(1.0, float((windows.end - windows.start + usual).sum()) / span)
+    share = min(1.0, float((windows.end - windows.start + usual).sum()) / (edges[1] - edges[0]))
     names = ", ".join(case.swaps.ops[int(windows.swap[i])].name for i in hit[:5])
     words = (
-        f"in the windows of {len(hit)} swaps ({names}) a bystander waited up to {length[inside].max() / 1e6:.1f} ms, "
+        f"in the windows of {len(hit)} swaps ({names}) a bystander waited up to {inside.max() / 1e6:.1f} ms, "
         f"outside never over {longest / 1e6:.1f} ms"
     )
     return len(hit), share ** len(hit), words

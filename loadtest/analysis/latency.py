@@ -14,7 +14,7 @@ import numpy as np
 
 from loadtest.analysis.case import Case, is_ok
 from loadtest.analysis.client import lag_ms, late
-from loadtest.analysis.gaps import Gaps
+from loadtest.analysis.gaps import Some
 from loadtest.analysis.stats import F64, Interval, median_ratio, quantile
 from loadtest.history import FAIL, INFO, OK, Bool
 
@@ -52,8 +52,8 @@ def tpot_ms(case: Case) -> F64:
     return out
 
 
-def group(case: Case, name: str, mine: Bool, thinned: Gaps) -> Group:
-    """Figures of the masked streams; `thinned` from `thin`."""
+def group(case: Case, name: str, mine: Bool, thinned: Some) -> Group:
+    """Figures of the masked streams; `thinned` from `Gaps.every`."""
     t = case.history.streams
     done = mine & is_ok(case) & (t.first > 0)
     seen = mine & (t.last > 0)
@@ -71,26 +71,19 @@ def group(case: Case, name: str, mine: Bool, thinned: Gaps) -> Group:
     return Group(name, int(mine.sum()), ok, fail, info, tokens, rate, figures)
 
 
-def thin(found: Gaps) -> Gaps:
-    """At most SAMPLED gaps, evenly taken."""
-    step = max(1, -(-len(found.start) // SAMPLED))
-    return Gaps(found.stream[::step], found.start[::step], found.end[::step])
-
-
-def by_arm(case: Case, found: Gaps) -> list[Group]:
+def by_arm(case: Case, thinned: Some) -> list[Group]:
     """One group per arm of the phases, in order of first appearance; "" is outside of any phase."""
     arms = {p.index: p.arm for p in case.history.phases}
     of = [arms.get(int(i), "") for i in np.unique(case.history.streams.phase)]
     names = list(dict.fromkeys(of))
     table = dict(zip(np.unique(case.history.streams.phase).tolist(), of, strict=True))
     arm = np.array([table[i] for i in case.history.streams.phase.tolist()], dtype=object)
-    thinned = thin(found)
     return [group(case, name, arm == name, thinned) for name in names]
 
 
-def by_adapter(case: Case, found: Gaps) -> list[Group]:
+def by_adapter(case: Case, thinned: Some) -> list[Group]:
     """One group per adapter with traffic."""
-    thinned, t = thin(found), case.history.streams
+    t = case.history.streams
     return [group(case, name, t.adapter == i, thinned) for i, name in enumerate(t.adapters)]
 
 

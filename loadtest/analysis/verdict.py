@@ -49,6 +49,7 @@ def judge(history: History, require: Require) -> Verdict:
     found = gaps(case)
     findings, budgets, after = _findings(case, found, require)
     book = ledger(case, found, findings)
+    thinned = found.every(latency.SAMPLED)
     budgets += _ack_budget(case, book, require)
     needed = _required(case, require)
     alarms = false_alarms(case, findings)
@@ -73,8 +74,8 @@ def judge(history: History, require: Require) -> Verdict:
         book,
         effects(case, book),
         after,
-        tuple(latency.by_arm(case, found)),
-        tuple(latency.by_adapter(case, found)),
+        tuple(latency.by_arm(case, thinned)),
+        tuple(latency.by_adapter(case, thinned)),
         alarms,
     )
 

@@ -1,0 +1,210 @@
+"""Streams of one history file as columns, filled line by line: a million streams never exist as a million dicts.
+
+Rules
+1. A line whose fields have the types of `records.Stream` is taken as it is; an absent field that `_NEVER` names has
+   its value. Everything else is a named problem, and so is a number that its column cannot hold.
+2. A stream that was sent and never ended is a row too, after the ended ones; a `send` whose stream ended is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+OUTCOMES: dict[str, int] = {"ok": 0, "fail": 1, "info": 2}
+BATCH = 20_000  # rows held as Python objects
+
+_SENT: dict[str, type] = {
+    "stream": int,
+    "adapter": str,
+    "user": str,
+    "intended_ns": int,
+    "sent_ns": int,
+    "max_tokens": int,
+    "ignore_eos": bool,
+}
+_OPTIONAL: dict[str, Any] = {"replica": 0}  # of both kinds of lines
+_NEVER: dict[str, Any] = {
+    "head_ns": 0,
+    "first_ns": 0,
+    "last_ns": 0,
+    "ended_ns": 0,
+    "status": 0,
+    "outcome": "info",
+    "reason": "unfinished",
+    "detail": "the history ends before this stream does",
+    "finish": "",
+    "done": False,
+    "tokens": 0,
+    "offset": 0,
+    "chunks": 0,
+    "usage": -1,
+    "prompt": 0,
+    "prompt_offset": 0,
+    "text_only": False,
+}
+_ASKED: dict[str, type] = _SENT | {k: type(v) for k, v in _OPTIONAL.items()}
+_TYPES: dict[str, type] = _ASKED | {k: type(v) for k, v in _NEVER.items()}
+KEYS = tuple(_TYPES)
+_NARROW = ("max_tokens", "status", "chunks", "replica")  # int32 in the table
+_KINDS = tuple(_TYPES.values())
+_ASKED_KINDS = tuple(_ASKED.values())
+_OUTCOME = KEYS.index("outcome")
+_pick, _pick_asked = itemgetter(*KEYS), itemgetter(*_ASKED)
+_stream_of = itemgetter(0)
+
+Column = npt.NDArray[Any]
+
+
+@dataclass
+class Coded:
+    """A column of repeating words: `words[codes[i]]`."""
+
+    words: list[str]
+    codes: npt.NDArray[np.int32]
+
+    def texts(self, order: npt.NDArray[np.int64]) -> list[str]:
+        """The words in an order; equal ones are one object."""
+        if not self.words:
+            return []
+        out: list[str] = np.array(self.words, dtype=object)[self.codes[order]].tolist()
+        return out
+
+
+def usable(row: dict[str, Any]) -> bool:
+    """Whether a line says what a stream needs, in types that fit."""
+    return (
+        all(k in row for k in _SENT)
+        and all(isinstance(row[k], t) for k, t in _TYPES.items() if k in row)
+        and row.get("outcome", "info") in OUTCOMES
+        and all(-(2**63) <= v < 2**63 for k in KEYS if _TYPES[k] is int and (v := row.get(k, 0)) is not None)
+        and all(-(2**31) <= row.get(k, 0) < 2**31 for k in _NARROW)
+    )
+
+
+@dataclass
+class Rows:
+    """What the `stream` and `send` lines of a file have said so far."""
+
+    streams: list[tuple[Any, ...]] = field(default_factory=list)  # not packed yet
+    sends: list[tuple[Any, ...]] = field(default_factory=list)  # not known to have ended
+    packed: list[dict[str, Column]] = field(default_factory=list)
+    ended: set[int] = field(default_factory=set)
+    unusable: list[int] = field(default_factory=list)  # positions among the stream lines
+    positions: list[int] = field(default_factory=list)  # of `streams`
+    index: dict[str, dict[str, int]] = field(default_factory=lambda: {k: {} for k in KEYS if _TYPES[k] is str})
+    seen: int = 0  # stream lines
+
+    def stream(self, row: dict[str, Any]) -> None:
+        """One `stream` line."""
+        try:
+            values = _pick(row)
+            fits = tuple(map(type, values)) == _KINDS and values[_OUTCOME] in OUTCOMES
+        except KeyError:
+            fits = False
+        if not fits:
+            if not usable(row):
+                self.unusable.append(self.seen)
+                self.seen += 1
+                return
+            values = _pick({**_OPTIONAL, **_NEVER, **row})
+        self.streams.append(values)
+        self.positions.append(self.seen)
+        self.seen += 1
+        if len(self.streams) >= BATCH:
+            self._pack()
+
+    def send(self, row: dict[str, Any]) -> None:
+        """One `send` line."""
+        row = _OPTIONAL | row
+        try:
+            values = _pick_asked(row)
+        except KeyError:
+            return
+        if (tuple(map(type, values)) != _ASKED_KINDS or len(row) != len(_ASKED) + 1) and not usable(row):
+            return
+        self.sends.append(values)
+        if len(self.sends) >= 2 * BATCH:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._pack()
+        ended = self.ended
+        self.sends = [s for s in self.sends if s[0] not in ended]
+
+    def _pack(self) -> None:
+        """Turn the rows that wait into columns."""
+        rows, self.streams = self.streams, []
+        at, self.positions = self.positions, []
+        if not rows:
+            return
+        try:
+            columns = self._columns(rows)
+        except OverflowError:
+            good = [usable(dict(zip(KEYS, r, strict=True))) for r in rows]
+            self.unusable += [p for p, ok in zip(at, good, strict=True) if not ok]
+            rows = [r for r, ok in zip(rows, good, strict=True) if ok]
+            at = [p for p, ok in zip(at, good, strict=True) if ok]
+            columns = self._columns(rows)
+        columns["position"] = np.array(at, np.int64)
+        self.packed.append(columns)
+        self.ended.update(map(_stream_of, rows))
+
+    def _columns(self, rows: Sequence[tuple[Any, ...]]) -> dict[str, Column]:
+        """Raises OverflowError when a number does not fit its column."""
+        out: dict[str, Column] = {}
+        for key, values in zip(KEYS, zip(*rows, strict=True) if rows else [()] * len(KEYS), strict=True):
+            kind = _TYPES[key]
+            if kind is str:
+                out[key] = _coded(values, self.index[key])
+            elif kind is bool:
+                out[key] = np.array(values, np.bool_)
+            else:
+                out[key] = np.array(values, np.int32 if key in _NARROW else np.int64)
+        return out
+
+    def finish(self) -> dict[str, Column]:
+        """All columns: ended streams, then those that never ended (`position` -1). Nothing may be added afterwards."""
+        self._forget()
+        never = tuple(_NEVER.values())
+        fit = [s for s in self.sends if usable(dict(zip(_ASKED, s, strict=True)))]
+        lost = self._columns([(*s, *never) for s in fit])
+        lost["position"] = np.full(len(fit), -1, np.int64)
+        parts = [*self.packed, lost]
+        self.packed, self.sends = [], []
+        return {key: np.concatenate([p[key] for p in parts]) for key in (*KEYS, "position")}
+
+    def words(self, key: str) -> list[str]:
+        """What the codes of a column of texts mean."""
+        return list(self.index[key])
+
+    def code(self, key: str, word: str) -> int:
+        """The code of a word, which is made when there is none."""
+        return self.index[key].setdefault(word, len(self.index[key]))
+
+
+def _coded(values: Iterable[str], index: dict[str, int]) -> npt.NDArray[np.int32]:
+    return np.array([index.setdefault(v, len(index)) for v in values], np.int32)
+
+
+def without_tokens(rows: Rows, columns: dict[str, Column], tokens: int, prompts: int) -> list[int]:
+    """Make streams whose tokens the column files do not hold into unfinished ones; their rows."""
+    over = (columns["offset"] + columns["tokens"] > tokens) | (columns["prompt_offset"] + columns["prompt"] > prompts)
+    for key in ("offset", "tokens", "prompt_offset", "prompt"):
+        over |= columns[key] < 0
+    bad = np.flatnonzero(over & (columns["position"] >= 0))
+    for key, value in _NEVER.items():
+        columns[key][bad] = rows.code(key, value) if isinstance(value, str) else value
+    return bad.tolist()
+
+
+def merged(words: Sequence[Sequence[str]], codes: Sequence[npt.NDArray[np.int32]]) -> Coded:
+    """One coding for the columns of several files."""
+    index: dict[str, int] = {}
+    out = [np.append(_coded(w, index), 0).astype(np.int32)[c] for w, c in zip(words, codes, strict=True)]
+    return Coded(list(index), np.concatenate(out))
