@@ -46,7 +46,7 @@ def test_all_streams_complete_and_all_swaps_are_answered(run: Locust) -> None:
     streams, swaps = verdict["streams"], verdict["swaps"]
     assert streams["fail"] == 0
     assert verdict["guarantees"]["complete"]["status"] == "PASS"
-    assert streams["attempted"] > 100
+    assert streams["attempted"] > 50
     assert (swaps["ok"], swaps["fail"], swaps["info"]) == (26, 3, 0)
     assert swaps["by_arm"]["bad"]["fail"] == 3
 
@@ -56,7 +56,7 @@ def test_nobody_is_accused_where_nothing_changes(run: Locust) -> None:
     assert set(alarms) == {"aa", "sham"}
     for arm in alarms.values():
         assert {name: arm[name]["violations"] for name in VERSION_GUARANTEES} == dict.fromkeys(VERSION_GUARANTEES, 0)
-        assert arm["valid"]["streams"] > 10
+        assert arm["valid"]["streams"] > 5
 
 
 def test_every_token_of_an_adapter_is_attributed(run: Locust) -> None:
