@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import select
 import signal
 import subprocess
@@ -26,6 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GRACE_S = 5.0
+LOG_BYTES = 262_144  # of the log's end are looked at
+FIRST_ERRORS = 5
+_NAMES_ERROR = re.compile(r"\b\w*(Error|Exception): \S")
 ORPHANED_S = 1.5  # workers and engines look for their parent every 0.5 s
 _PR_SET_PDEATHSIG = 1
 
@@ -114,11 +118,20 @@ class Guarded:
 
     def tail(self, lines: int = 20) -> str:
         """The last lines of the log."""
+        return "\n".join(self._log_lines()[-lines - 1 :]).strip()
+
+    def last_words(self) -> str:
+        """The first lines of the log that name an error, then its last lines: a server goes on talking after its end."""
+        last = self.tail().split("\n")
+        named = [line for line in self._log_lines() if _NAMES_ERROR.search(line) and line not in last]
+        first = list(dict.fromkeys(named))[:FIRST_ERRORS]
+        return "\n".join([*first, "...", *last] if first else last)
+
+    def _log_lines(self) -> list[str]:
         try:
-            data = self.log.read_bytes()[-16_384:]
+            return self.log.read_bytes()[-LOG_BYTES:].decode("utf-8", "replace").split("\n")
         except OSError:
-            return ""
-        return "\n".join(data.decode("utf-8", "replace").split("\n")[-lines - 1 :]).strip()
+            return []
 
     def stop(self) -> None:
         """End the command and all of its children; returns when they are gone."""

@@ -162,8 +162,9 @@ class Session:
         """Judge what was recorded, write the reports; after all engines have closed their journals."""
         self._score(reason)
         self.meta["ended"] = reason
-        if self.target.guarded is not None and not self.target.guarded.alive():
-            self.meta["server_log_tail"] = self._last_words(self.target.guarded.tail())
+        guarded = self.target.guarded
+        if guarded is not None and (reason == "target_died" or not guarded.alive()):
+            self.meta["server_log_tail"] = self._last_words(guarded.last_words())
         self._write_meta()
         outcome = judge(self.folder)
         summarize(self.folder / "report.md")

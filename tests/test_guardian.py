@@ -95,3 +95,11 @@ def test_engines_that_outlive_their_host_for_a_moment_end_before_the_server(tmp_
     owner.wait()
     assert wait_for(lambda: server.exists() and server.read_text())
     assert int(engine.read_text()) < int(server.read_text())
+
+
+def test_last_words_begin_with_the_first_error_and_end_with_the_end(tmp_path: Path) -> None:
+    code = "print('KeyError: 3'); print('KeyError: 3'); [print('INFO: 500') for _ in range(40)]; print('bye')"
+    guarded = Guarded.start([sys.executable, "-c", code], tmp_path / "log")
+    guarded.process.wait(timeout=20)
+    words = guarded.last_words().split("\n")
+    assert (words[:2], words[-1], len(words)) == (["KeyError: 3", "..."], "bye", 22)
