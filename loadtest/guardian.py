@@ -121,7 +121,7 @@ class Guarded:
         return "\n".join(self._log_lines()[-lines - 1 :]).strip()
 
     def last_words(self) -> str:
-        """The first lines of the log that name an error, then its last lines: a server goes on talking after its end."""
+        """The first lines of the log that name an error, then its last lines: a server talks on after its end."""
         last = self.tail().split("\n")
         named = [line for line in self._log_lines() if _NAMES_ERROR.search(line) and line not in last]
         first = list(dict.fromkeys(named))[:FIRST_ERRORS]
