@@ -1,0 +1,261 @@
+"""Mutation score of loadtest/analysis: small lies in its source, and whether the tests notice.
+
+    python bench/mutate.py [--sample 400] [--seed 1] [--only MODULE] [--list]
+
+Each mutant changes one thing: a comparison, an arithmetic or boolean operator, a constant (units too), an outcome or a
+status, min against max, left against right. A forked process imports the changed module and runs the tests that cover
+it, stopping at the first failure; a mutant that runs out of time counts as killed. Survivors are printed with their
+line. Messages, docstrings and annotations are left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import importlib.abc
+import importlib.util
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "loadtest" / "analysis"
+TIMEOUT = 120.0
+SWAPPED = {
+    ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
+    ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,), ast.In: (ast.NotIn,), ast.NotIn: (ast.In,), ast.Is: (ast.IsNot,),
+    ast.IsNot: (ast.Is,), ast.Add: (ast.Sub,), ast.Sub: (ast.Add,), ast.Mult: (ast.Div,), ast.Div: (ast.Mult,),
+    ast.FloorDiv: (ast.Mult,), ast.Mod: (ast.Mult,), ast.Pow: (ast.Mult,), ast.BitAnd: (ast.BitOr,),
+    ast.BitOr: (ast.BitAnd,), ast.And: (ast.Or,), ast.Or: (ast.And,),
+}  # fmt: skip
+NAMES = {
+    "min": "max", "max": "min", "any": "all", "all": "any", "minimum": "maximum", "maximum": "minimum", "fmax": "fmin",
+    "OK": "FAIL", "FAIL": "INFO", "INFO": "OK", "argmin": "argmax", "argmax": "argmin",
+}  # fmt: skip
+WORDS = {
+    "PASS": "UNKNOWN", "FAIL": "PASS", "UNKNOWN": "PASS", "ok": "fail", "fail": "ok", "info": "ok", "left": "right",
+    "right": "left", "real": "sham", "sham": "real", "bad": "real", "aa": "sham",
+}  # fmt: skip
+COMMON = (
+    "test_guarantees",
+    "test_analysis_attribution",
+    "test_verdict",
+    "test_analysis_latency",
+    "test_guarantees_oracle",
+    "test_matrix",
+)
+FIRST = {  # the tests that are closest to a module run first
+    "stats": ("test_stats",),
+    "margins": ("test_margins",),
+    "trust": ("test_margins",),
+    "attribution": ("test_analysis_attribution",),
+    "latency": ("test_analysis_latency",),
+    "gaps": ("test_analysis_latency",),
+    "ledger": ("test_analysis_latency",),
+    "isolated": ("test_analysis_latency",),
+    "export": ("test_verdict",),
+    "gates": ("test_verdict",),
+    "verdict": ("test_verdict",),
+    "effects": ("test_verdict",),
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of a module."""
+
+    module: str
+    number: int
+    line: int
+    what: str
+    tree: ast.Module
+
+
+def points(tree: ast.Module) -> Iterator[tuple[ast.AST, Callable[[ast.AST], None], str]]:
+    """(node, how to change its copy, in words) of every place that can be mutated."""
+    for node in _code(tree):
+        if isinstance(node, ast.Compare):
+            for i, op in enumerate(node.ops):
+                for new in SWAPPED.get(type(op), ()):
+                    yield node, _set_op(i, new), f"{type(op).__name__} -> {new.__name__}"
+        elif isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign):
+            for new in SWAPPED.get(type(node.op), ()):
+                yield node, _set_attr("op", new()), f"{type(node.op).__name__} -> {new.__name__}"
+        elif isinstance(node, ast.UnaryOp) and not isinstance(node.operand, ast.Constant):
+            yield node, _set_attr("op", ast.UAdd()), f"{type(node.op).__name__} dropped"
+        elif isinstance(node, ast.Constant):
+            for value in _others(node.value):
+                yield node, _set_attr("value", value), f"{node.value!r} -> {value!r}"
+        elif isinstance(node, ast.Name) and node.id in NAMES and isinstance(node.ctx, ast.Load):
+            yield node, _set_attr("id", NAMES[node.id]), f"{node.id} -> {NAMES[node.id]}"
+        elif isinstance(node, ast.Attribute) and node.attr in NAMES:
+            yield node, _set_attr("attr", NAMES[node.attr]), f".{node.attr} -> .{NAMES[node.attr]}"
+
+
+def _others(value: object) -> tuple[object, ...]:
+    if isinstance(value, bool):
+        return (not value,)
+    if isinstance(value, int):
+        return (value + 1,)
+    if isinstance(value, float):
+        return (value * 1000 if value >= 1000 else value * 2,)
+    return (WORDS[value],) if isinstance(value, str) and value in WORDS else ()
+
+
+def _set_op(i: int, new: type[ast.AST]) -> Callable[[ast.AST], None]:
+    def change(node: ast.AST) -> None:
+        node.ops[i] = new()  # type: ignore[attr-defined]
+
+    return change
+
+
+def _set_attr(name: str, value: object) -> Callable[[ast.AST], None]:
+    return lambda node: setattr(node, name, value)
+
+
+def _code(node: ast.AST) -> Iterator[ast.AST]:
+    """Nodes that compute something a verdict depends on: no docstrings, messages, annotations, imports, decorators."""
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns", "decorator_list", "type_comment"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.JoinedStr | ast.Import | ast.ImportFrom) or not isinstance(child, ast.AST):
+                continue
+            if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
+                continue
+            if isinstance(child, ast.AnnAssign) and child.value is None:
+                continue
+            yield child
+            yield from _code(child)
+
+
+def mutants(module: str) -> list[Mutant]:
+    """Every mutant of a module of loadtest/analysis."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    out = []
+    for number, (node, change, what) in enumerate(points(tree)):
+        copied = copy.deepcopy(tree)
+        twin = next(b for a, b in zip(ast.walk(tree), ast.walk(copied), strict=True) if a is node)
+        change(twin)
+        if isinstance(twin, ast.UnaryOp) and isinstance(twin.op, ast.UAdd):
+            _drop(copied, twin)
+        out.append(Mutant(module, number, getattr(node, "lineno", 0), what, ast.fix_missing_locations(copied)))
+    return out
+
+
+def _drop(tree: ast.Module, gone: ast.UnaryOp) -> None:
+    """Put the operand in the operator's place."""
+
+    class Dropper(ast.NodeTransformer):
+        def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
+            self.generic_visit(node)
+            return node.operand if node is gone else node
+
+    Dropper().visit(tree)
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports the mutant in place of the module."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        self.name, self.tree = f"loadtest.analysis.{mutant.module}", mutant.tree
+
+    def find_spec(self, name: str, path: object, target: object = None) -> object:
+        return importlib.util.spec_from_loader(name, self) if name == self.name else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        exec(compile(self.tree, self.name, "exec"), module.__dict__)
+
+
+def tests_of(module: str) -> list[str]:
+    """Test files, closest first."""
+    names = dict.fromkeys((*FIRST.get(module, ()), *COMMON))
+    return [str(ROOT / "tests" / f"{n}.py") for n in names if (ROOT / "tests" / f"{n}.py").exists()]
+
+
+def killed(mutant: Mutant | None, module: str) -> bool:
+    """Run the tests on a mutant in a child; does any fail, or time out?"""
+    pid = os.fork()
+    if pid == 0:
+        _child(mutant, module)
+    end = time.monotonic() + TIMEOUT
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return status != 0
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return True
+
+
+def _child(mutant: Mutant | None, module: str) -> None:
+    import pytest
+
+    null = os.open(os.devnull, os.O_WRONLY)
+    if mutant is not None:
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        sys.meta_path.insert(0, Finder(mutant))
+    os.chdir(ROOT)
+    code = 1
+    try:
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", *tests_of(module)])
+    finally:
+        os._exit(int(code))
+
+
+def preload() -> None:
+    """Import once what every child needs, and nothing of loadtest.analysis."""
+    os.environ.setdefault("ORACLE_HISTORIES", "250")
+    os.environ.setdefault("COVERAGE_REPS", "60")
+    sys.path.insert(0, str(ROOT / "tests"))
+    import hypothesis  # noqa: F401
+    import numpy  # noqa: F401
+
+    import loadtest.history
+    import loadtest.traffic.decode  # noqa: F401
+
+    assert not any(name.startswith("loadtest.analysis.") for name in sys.modules)
+
+
+def main() -> int:
+    """Sample, run, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", default="", help="one module")
+    parser.add_argument("--list", action="store_true", help="count the mutants of each module")
+    args = parser.parse_args()
+    modules = [args.only] if args.only else sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
+    everything = [m for module in modules for m in mutants(module)]
+    if args.list:
+        for module in modules:
+            print(f"{module}: {sum(m.module == module for m in everything)}")
+        return 0
+    chosen = random.Random(args.seed).sample(everything, min(args.sample, len(everything)))
+    preload()
+    if killed(None, modules[0]):
+        print("the tests fail without any mutant")
+        return 1
+    survivors = []
+    for n, mutant in enumerate(chosen, 1):
+        if not killed(mutant, mutant.module):
+            survivors.append(mutant)
+            print(f"survived: {mutant.module}.py:{mutant.line}: {mutant.what}", flush=True)
+        if n % 50 == 0:
+            print(f"{n} of {len(chosen)}: {len(survivors)} survived", flush=True)
+    score = 1 - len(survivors) / len(chosen)
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} killed ({len(everything)} in all): {100 * score:.1f} %")
+    return 0 if score >= 0.9 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
