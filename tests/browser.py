@@ -102,12 +102,11 @@ class Tab:
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **extra)
         self.paint()
 
-    def shot(self, path: Path, whole: bool = True) -> None:
-        """A PNG of the page."""
-        png = self.call(
-            "Page.captureScreenshot", captureBeyondViewport=whole, **({"clip": self._all()} if whole else {})
-        )
-        path.write_bytes(base64.b64decode(png["data"]))
+    def shot(self, path: Path, whole: bool = True, **more: Any) -> None:
+        """A picture of the page; `more`: clip, format, quality as Page.captureScreenshot takes them."""
+        clip = {"clip": self._all()} if whole else {}
+        taken = self.call("Page.captureScreenshot", captureBeyondViewport=whole, **{**clip, **more})
+        path.write_bytes(base64.b64decode(taken["data"]))
 
     def _all(self) -> dict[str, float]:
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]

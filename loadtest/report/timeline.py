@@ -104,7 +104,8 @@ def flags(recorded: History, parts: Segments, known: Contents, named: Iterable[s
     out[table.outcome == INFO] |= UNDECIDED
     wanted = set(named)
     out[np.array([n in wanted for n in table.name], bool)] |= WITNESS
-    told = parts.code >= 0
+    base = [i for i, a in enumerate(table.adapters) if a == "base"]
+    told = (parts.code >= 0) & ~np.isin(table.adapter[parts.stream], base)  # a base may emit a marker by itself
     stream, code = parts.stream[told], parts.code[told]
     pairs = np.unique(np.stack([stream, code]), axis=1)
     out[np.bincount(pairs[0], minlength=len(table)) > 1] |= MANY
