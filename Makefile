@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV   ?= .venv
 SCENARIO ?= scenarios/quickstart.yaml
 BIN := $(VENV)/bin
+VERSION ?= 0.32.0
+VLLM := .vllm/$(VERSION)
 READY := $(VENV)/.installed
 
 # GNU make ends with 2 whatever a recipe's status was, except that it exits 1 on SIGQUIT: that is how a FAIL keeps its
 # exit code (0 PASS, 1 FAIL, 2 UNKNOWN and everything else) through make.
 KEEP_FAIL = || { code=$$?; [ $$code -ne 1 ] || kill -QUIT $$PPID; exit $$code; }
 
-.PHONY: install demo test test-vllm matrix lint vllm smollm2 exp4-up health exp4-benchmark exp4-down clean
+.PHONY: install demo test test-vllm matrix lint screenshots vllm smollm2 exp4-up health exp4-benchmark exp4-down clean
 install: $(READY)
 
 $(READY): pyproject.toml
@@ -37,11 +39,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Pictures of a real run on a real vLLM, for the documentation: look at them before they are committed.
+screenshots: $(READY) $(VLLM)/.installed
+	$(BIN)/python bench/screenshots.py
+
 # A real vLLM on the CPU, in an environment of its own. The registry's torchvision, torchaudio and torchcodec are CUDA
 # builds that break its import. torch is a +cpu build: where pip does not find it, add PyTorch's CPU index to pip's.
-VERSION ?= 0.32.0
-VLLM := .vllm/$(VERSION)
-
 vllm: $(VLLM)/.installed
 
 .vllm/%/.installed:
