@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from locust_run import SCENARIOS, Locust, Web, free_port, locust, until
 
+from loadtest import harness
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(170)]
 HEADLESS = ("--headless", "--only-summary")
 PLAYING = "loadtest: phase 1/3"
@@ -141,6 +143,8 @@ def test_a_killed_locust_leaves_no_process_behind(tmp_path: Path, processes: tup
         run.process.wait()
         assert len(run.seen) >= 3 + 2 * len(processes)  # engine, guardian, server; two workers with an engine each
         assert run.nothing_left()
+    assert harness.judge(run.run).status in ("UNKNOWN", "FAIL")
+    assert counts_add_up(run)
 
 
 def test_a_killed_worker_is_on_record(tmp_path: Path) -> None:
