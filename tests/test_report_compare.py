@@ -61,9 +61,9 @@ def without_swaps(verdict: Any) -> dict[str, Any]:
     [
         (lambda s: replace(s, verdict={}), "b has no verdict"),
         (lambda s: replace(s, meta={**s.meta, "run": "tears"}), "the same run"),
-        (lambda s: replace(s, meta={**s.meta, "title": "other"}), "title differ: Hotfix and other"),
-        (lambda s: replace(s, meta={**s.meta, "model": "n"}), "base model differ"),
-        (lambda s: replace(s, verdict={**s.verdict, "required_level": "safe"}), "required level differ"),
+        (lambda s: replace(s, meta={**s.meta, "title": "other"}), "titles differ: Hotfix and other"),
+        (lambda s: replace(s, meta={**s.meta, "model": "n"}), "base models differ"),
+        (lambda s: replace(s, verdict={**s.verdict, "required_level": "safe"}), "required levels differ"),
         (lambda s: replace(s, verdict={**s.verdict, "adapters": []}), "adapters differ"),
         (lambda s: replace(s, verdict=without_swaps(s.verdict)), "no swap succeeded in b"),
         (lambda s: replace(s, scenario=SCENARIO.replace("20", "40")), "`  users: 20` and `  users: 40`"),

@@ -132,9 +132,9 @@ def _different(a: Side, b: Side) -> Iterator[str]:
     if a.meta.get("run") and a.meta.get("run") == b.meta.get("run"):
         yield "both are the same run"
     for what, x, y in (
-        ("title", a.meta.get("title"), b.meta.get("title")),
-        ("required level", a.verdict.get("required_level"), b.verdict.get("required_level")),
-        ("base model", a.meta.get("model"), b.meta.get("model")),
+        ("titles", a.meta.get("title"), b.meta.get("title")),
+        ("required levels", a.verdict.get("required_level"), b.verdict.get("required_level")),
+        ("base models", a.meta.get("model"), b.meta.get("model")),
         ("adapters", _names(a.verdict), _names(b.verdict)),
         ("arms", _arms(a.verdict), _arms(b.verdict)),
     ):
