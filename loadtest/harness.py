@@ -307,14 +307,16 @@ def judge(folder: Path) -> Outcome:
     spec = scenario.load(folder / "scenario.yaml")
     if spec.attribution == "none":
         recorded = history.unmarked(recorded)
-    document = verdict.to_json(verdict.judge(recorded, require_of(spec)))
+    judged = verdict.judge(recorded, require_of(spec))
+    document = verdict.to_json(judged)
     write(folder / "verdict.json", json.dumps(document, indent=1) + "\n")
     title = spec.title or folder.name
     meta = _meta(folder)
     log = str(meta.get("server_log_tail") or "")
     write(folder / "report.md", markdown.render(document, title, log))
     write(folder / "junit.xml", junit.render(document, title))
-    extra = {"scenario": (folder / "scenario.yaml").read_text(), "meta": meta}
+    told = (judged.case.look.line.contents.labels, judged.case.attribution.code)
+    extra = {"scenario": (folder / "scenario.yaml").read_text(), "meta": meta, "attributed": told}
     write(folder / "report.html", html.render(document, recorded, title, extra=extra))
     on_screen = sys.stdout is not None and sys.stdout.isatty()
     colour = on_screen and not os.environ.get("NO_COLOR")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -256,3 +257,14 @@ def luminance(colour: str) -> float:
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     r, g, b = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
     return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def test_adapters_without_markers_are_drawn_as_the_judge_attributed_them(tmp_path: Path) -> None:
+    recorded = maker.from_ids(tmp_path, [[7, 8, 9], [1000, 7]])
+    recorded = replace(recorded, scores=replace(recorded.scores, adapters=("a",)))
+    known = timeline.contents(recorded)
+    code = np.array([1, 1, 0, -1, 2], np.int32)
+    told = timeline.attributed(recorded, known, [("a", "v0"), ("a", "v1"), ("a", "another")], code)
+    parts = timeline.segments(recorded, known, told)
+    assert [timeline.told(parts, known, i) for i in (0, 1)] == ["v1 ×2 → v0 ×1", "no marker ×2"]
+    assert timeline.told(timeline.segments(recorded, known), known, 1) == "v0 ×1 → no marker ×1"

@@ -31,9 +31,12 @@ OUTCOMES = ("ok", "fail", "info")
 
 
 def render(verdict: Doc, recorded: History, title: str, extra: Mapping[str, Any] | None = None) -> str:
-    """The whole report. `extra`: "scenario" and "server_log_tail" (texts), "meta" (meta.json); all may be missing."""
+    """The whole report. `extra`: "scenario" and "server_log_tail" (texts), "meta" (meta.json), "attributed" (labels and
+    codes as timeline.attributed takes them); all may be missing.
+    """
     known = timeline.contents(recorded)
-    parts = timeline.segments(recorded, known)
+    told = (extra or {}).get("attributed")
+    parts = timeline.segments(recorded, known, timeline.attributed(recorded, known, *told) if told else None)
     why = timeline.flags(recorded, parts, known, _witness_streams(verdict))
     page = {
         **_verdict(verdict, title),

@@ -1,8 +1,8 @@
 """What the timeline draws: which version each stretch of a stream came from, and which streams are shown.
 
 Rules
-1. A token's version is told by its marker alone. A token that no declared content claims, or that two claim, is
-   uninformative; it is drawn grey and never guessed.
+1. A token's version is told by its marker, or by what the judge found when it asked the server again. A token that no
+   declared content claims, or that two claim, is uninformative; it is drawn grey and never guessed.
 2. Above LIMIT streams the picture is thinned: streams with something to show stay (failed, undecided, two versions,
    stale, another adapter's token, named by a witness), of the rest an even sample by time of sending; `note` says so.
 3. Times leave here as whole tenths of a millisecond after `origin`.
@@ -10,7 +10,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,11 +74,22 @@ class Segments:
         return slice(int(self.first[stream]), int(self.first[stream + 1]))
 
 
-def segments(recorded: History, known: Contents) -> Segments:
-    """Stretches of all streams, without a loop per stream."""
+def attributed(recorded: History, known: Contents, labels: Sequence[tuple[str, str]], code: I32) -> I32:
+    """The judge's code of each token (an index into its `labels`; below 0: none) as a code of `known`: [T]."""
+    ours = {label: i for i, label in enumerate(known.labels)}
+    table = np.array([*(ours.get(label, NONE) for label in labels), NONE], np.int32)
+    out: I32 = table[np.where(code >= 0, code, len(labels))]
+    return out
+
+
+def segments(recorded: History, known: Contents, told: I32 | None = None) -> Segments:
+    """Stretches of all streams, without a loop per stream. `told`: from `attributed`, for adapters without markers."""
     table = recorded.streams
     owner = np.repeat(np.arange(len(table), dtype=np.int64), table.tokens)
     code = known.of(recorded.ids)
+    if told is not None:  # rule 1 holds for markers; these were asked for after the traffic
+        scored = np.isin(table.adapter, [i for i, a in enumerate(table.adapters) if a in recorded.scores.adapters])
+        code = np.where(scored[owner], told, code).astype(np.int32)
     base = np.isin(table.adapter, [i for i, a in enumerate(table.adapters) if a == "base"])
     code[(code == NONE) & base[owner]] = BASE
     fresh = np.ones(len(code), bool)
