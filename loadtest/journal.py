@@ -6,11 +6,14 @@ Rules
    than `MAX_PENDING` bytes wait (a full disk), new ones are refused and counted in `dropped`, never half-written.
 3. `flush=True` returns only after the operating system has the bytes: an admin operation is on record before it
    leaves. That survives a kill of the process; a power cut is not what this guards against.
+4. A history has one writer: its file is new, and locked until the writer ends, in whatever way.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import os
 from array import array
 from collections.abc import Sequence
@@ -19,6 +22,7 @@ from pathlib import Path
 import orjson
 
 from loadtest import records
+from loadtest.errors import HistoryError
 
 FLUSH_BYTES = 256 * 1024  # guessed: large enough that a write is rare, small enough that a crash loses little
 MAX_PENDING = 64 * 1024 * 1024
@@ -30,6 +34,7 @@ class _Appender:
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.pending = bytearray()
+        self.error = ""  # why the last write failed
 
     def drain(self) -> bool:
         """Write all pending bytes. False when the disk did not take them all; the rest stays pending."""
@@ -37,9 +42,30 @@ class _Appender:
             while self.pending:
                 written = os.write(self.fd, self.pending)
                 del self.pending[:written]
-        except OSError:
+        except OSError as e:
+            self.error = e.strerror or type(e).__name__
             return False
         return True
+
+
+def held(path: Path) -> bool:
+    """Whether the writer of this history file is alive. Raises OSError when that cannot be found out."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _claim(path: Path) -> None:
+    """Make the file. Raises HistoryError when there is one: two runs in one folder would ruin each other's columns."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+    except FileExistsError:
+        raise HistoryError(f"{path} exists: another run wrote or writes it", remedy="give each run a folder") from None
 
 
 def encode(record: records.Record) -> bytes:
@@ -55,10 +81,13 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self.engine = header.engine
         self.dropped = 0
+        _claim(folder / f"history-{self.engine}.jsonl")
         self._tokens = _Appender(folder / f"tokens-{self.engine}.i32")
         self._arrivals = _Appender(folder / f"arrivals-{self.engine}.u32")
         self._prompts = _Appender(folder / f"prompts-{self.engine}.i32")
         self._lines = _Appender(folder / f"history-{self.engine}.jsonl")
+        with contextlib.suppress(OSError):  # a filesystem without locks
+            fcntl.flock(self._lines.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._token_count = 0
         self._prompt_count = 0
         self._closed = False
@@ -121,8 +150,14 @@ class Journal:
         """Hand everything to the operating system, columns first; False when the disk refused some of it."""
         return all(f.drain() for f in self._files())
 
+    @property
+    def trouble(self) -> str:
+        """What keeps records from the disk, "" when it has them all or takes them."""
+        errors = [f.error for f in self._files() if f.pending and f.error]
+        return f"{self._pending()} bytes of the history cannot be written: {errors[0]}" if errors else ""
+
     def close(self, reason: str, at_ns: int) -> None:
-        """Write the `end` line and close; idempotent."""
+        """Write the `end` line and close; idempotent. What the disk does not take is lost: see `trouble`."""
         if self._closed:
             return
         self.emit(records.End(at_ns=at_ns, reason=reason), flush=True)

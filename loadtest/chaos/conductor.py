@@ -1,7 +1,8 @@
 """The chaos conductor: plays the phases, swaps adapters, journals every step, and undoes it all at the end.
 
 Rules
-1. An operation is journaled and on disk before its bytes leave, and again when its answer is read.
+1. An operation is journaled and on disk before its bytes leave, and again when its answer is read. What the disk does
+   not take does not leave, but for rollbacks: those are worth more than their record.
 2. The undo of an adapter's first swap is journaled before that swap. `rollback` plays it however the run ends.
 3. One operation at a time per adapter, the operator's included.
 4. Every swap names a path that was never loaded: real and sham differ only in content. Sham: the content served now.
@@ -24,7 +25,7 @@ from typing import Any, Protocol
 
 from loadtest import records
 from loadtest.chaos import actions
-from loadtest.errors import FeatureOff, TargetError, UsageError
+from loadtest.errors import FeatureOff, LoadtestError, TargetError, UsageError
 from loadtest.plan import PhasePlan, SwapPlan
 
 ROLLBACK_TIMEOUT_S = 10.0
@@ -271,7 +272,11 @@ class Conductor:
         """Journal, send, journal the answer, whatever happens meanwhile."""
         self._op += 1
         invoke = dataclasses.replace(invoke, op=self._op, invoked_ns=self._now_ns())
-        self._emit(invoke, flush=True)
+        if not self._emit(invoke, flush=True) and invoke.by != "rollback":
+            raise LoadtestError(
+                f"the history cannot be written, so {invoke.adapter} was not sent {invoke.version}",
+                remedy="make room on the disk that holds the results",
+            )
         answer: Answer | None = None
         gone = 0
         try:

@@ -292,6 +292,10 @@ class Host:
             self._keep(run, self.outcome)
             if self.exit_code != EXIT_INTERNAL:
                 self.exit_code = self.outcome.exit_code
+        except OSError as e:  # a full disk, most likely: what is on it can be judged when there is room again
+            self.exit_code = EXIT_INTERNAL
+            folder = run.session.folder
+            logger.error("the verdict was not written (%s): make room, then run: loadtest judge %s", e.strerror, folder)
         except Exception:
             self.exit_code = EXIT_INTERNAL
             logger.error("the run could not be judged\n%s", traceback.format_exc())

@@ -11,7 +11,8 @@ Rules
 4. Messages are handled in the order they came, but none waits for the end of what an earlier one began.
 5. Automatic garbage collection is off while it serves (pulse.py); nothing heavy runs in the loop but imports, and
    those before the first stream.
-6. An error of ours is said three times: to the host, in the history, and in engine.log. It never ends the loop.
+6. An error of ours is said three times: to the host, in the history, and in engine.log. It never ends the loop, nor
+   does a disk that takes none of it.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Engine:
         self._director: Director | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._closed = False
+        self._unwritten = False
 
     # -- life -------------------------------------------------------------------------------------------------------
 
@@ -136,7 +138,7 @@ class Engine:
             await self._dispatch(message)
         except Exception as e:
             self._trouble(f"{message['op']}: {type(e).__name__}: {e}")
-            traceback.print_exc()
+            _print(e)
             if self._journal is None:
                 raise _Unconfigured from e
 
@@ -179,7 +181,7 @@ class Engine:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._trouble(f"{type(error).__name__}: {error}")
-            traceback.print_exception(error)
+            _print(error)
 
     def _note(self, what: str, detail: str) -> None:
         if self._journal is not None:
@@ -271,6 +273,7 @@ class Engine:
         self._journal.emit(health, flush=True)
         if self._priority is not None:
             self._priority.second(health.cpu_s * 1e9 / max(1, health.at_ns - health.from_ns))
+        self._say_unwritten()
         counts = self._streams.counts
         self._send(
             {
@@ -288,6 +291,12 @@ class Engine:
                 **(self._live.second() if self._live is not None else {}),
             }
         )
+
+    def _say_unwritten(self) -> None:
+        """Once: a full disk is known to the user before the run has lost much."""
+        if self._journal is not None and self._journal.trouble and not self._unwritten:
+            self._unwritten = True
+            self._send({"op": "error", "message": f"{self._journal.trouble}: make room where the results lie"})
 
     def _learn(self, message: Message) -> None:
         """What the run's other engine has swapped."""
@@ -326,13 +335,20 @@ class Engine:
             self._trouble(f"the rollback was not over after {rollback_s:g} s")
         except Exception as e:
             self._trouble(f"the rollback failed: {type(e).__name__}: {e}")
-            traceback.print_exc()
+            _print(e)
         if self._scraper is not None:
             await self._scraper.stop()
         if self._pulse is not None:
             await self._pulse.stop()
         self._closed = True
         journal.close(reason, self._now_ns())
+        self._say_unwritten()
+
+
+def _print(error: BaseException) -> None:
+    """Into engine.log; a full disk must not make an error of an error."""
+    with contextlib.suppress(OSError):
+        traceback.print_exception(error)
 
 
 async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
