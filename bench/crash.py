@@ -105,6 +105,7 @@ class Server:
     port: int = 0
     process: psutil.Popen | None = None
     extra: list[str] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
 
     @property
     def journal(self) -> Path:
@@ -116,9 +117,14 @@ class Server:
                 s.bind(("127.0.0.1", 0))
                 self.port = s.getsockname()[1]
         command = [sys.executable, str(ROOT / "tests" / "witness.py"), str(self.journal), "--model", str(self.base)]
-        command += ["--port", str(self.port), "--step-ms", "8", *self.extra]
+        read_end, write_end = os.pipe()  # ours alone: the server ends when we do
+        self.ends.append(write_end)
+        command += ["--port", str(self.port), "--step-ms", "8", "--parent-fd", str(read_end), *self.extra]
         with (self.work / "server.log").open("ab") as log:
-            self.process = psutil.Popen(command, stdout=log, stderr=log, env=os.environ | ONE_THREAD)
+            self.process = psutil.Popen(
+                command, stdout=log, stderr=log, pass_fds=(read_end,), env=os.environ | ONE_THREAD
+            )
+        os.close(read_end)
         deadline = time.monotonic() + 60
         while not self._healthy():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -135,6 +141,8 @@ class Server:
             with contextlib.suppress(psutil.NoSuchProcess):  # it may be stopped, which no SIGTERM would end
                 self.process.kill()
             self.process.wait()
+        while self.ends:
+            os.close(self.ends.pop())
 
 
 @dataclass
@@ -368,6 +376,7 @@ def main() -> int:
     options = p.parse_args()
     if options.scenario is not None:
         return run(options.scenario, options.results, options.seed)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything started is ended
     broken, rounds = 0, []
     with lab(options.seed) as made:
         for found in campaign(made, options.count, options.locust):
