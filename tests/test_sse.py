@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import codecs
 import itertools
 
+import eventsource
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,43 +26,6 @@ def split(data: bytes, cuts: list[int]) -> list[Event]:
     return events + parser.eof()
 
 
-def standard(data: bytes) -> list[tuple[str, str]]:
-    """(type, data) of each event, written line by line from the WHATWG text; UTF-8 decode, then the line rules."""
-    text = codecs.decode(data, "utf-8", "replace")
-    text = text.removeprefix("\ufeff")
-    lines, line, i = [], "", 0
-    while i < len(text):
-        if text[i] == "\r" and text[i + 1 : i + 2] == "\n":
-            i += 1
-        if text[i] in "\r\n":
-            lines.append(line)
-            line = ""
-        else:
-            line += text[i]
-        i += 1
-    # What follows the last line end is an incomplete line: it is never processed by the standard.
-    out, kind, buffer = [], "", ""
-    for line in lines:
-        if line == "":
-            if buffer:
-                out.append((kind or "message", buffer[:-1] if buffer.endswith("\n") else buffer))
-            kind, buffer = "", ""
-            continue
-        if line.startswith(":"):
-            continue
-        if ":" in line:
-            field, value = line[: line.index(":")], line[line.index(":") + 1 :]
-            if value.startswith(" "):
-                value = value[1:]
-        else:
-            field, value = line, ""
-        if field == "event":
-            kind = value
-        elif field == "data":
-            buffer += value + "\n"
-    return out
-
-
 syntax = (b"data", b"data:", b"data: ", b"event: ", b"id: 7", b"retry: 3", b":", b" ", b"\n", b"\r", b"\r\n", b"\n\n")
 values = (
     b"\r\r",
@@ -81,8 +44,20 @@ streams = st.lists(pieces, max_size=40).map(b"".join)
 @given(streams)
 @settings(max_examples=600, deadline=None)
 def test_agrees_with_the_standard(data: bytes) -> None:
-    got = [(e.kind.decode("utf-8", "replace"), e.data.decode("utf-8", "replace")) for e in whole(data) if not e.partial]
-    assert got == standard(data)
+    parser = Parser()
+    events = parser.feed(data) + parser.eof()
+    got = [(e.kind.decode("utf-8", "replace"), e.data.decode("utf-8", "replace")) for e in events]
+    source, rest = eventsource.source(data)
+    left = eventsource.leftover(data)
+    assert got == source.dispatched + ([left] if left else [])
+    assert [e.partial for e in events] == [False] * len(source.dispatched) + ([True] if left else [])
+    assert parser.ignored == source.ignored + (len(rest) > 0 and _ignored(rest))
+
+
+def _ignored(line: str) -> int:
+    alone = eventsource.Source()
+    alone.process_line(line)
+    return alone.ignored
 
 
 @given(streams, st.lists(st.integers(0, 400), max_size=12))
