@@ -1,6 +1,9 @@
 """kill -9 of the engine, of its host and of the server, at random instants, against a server that journals what it saw.
 
-    python bench/crash.py COUNT [--seed N] [--locust SHARE] [--out FILE]
+    python bench/crash.py COUNT [--seed N] [--locust SHARE] [--out FILE] [--how kill|stop|full]
+
+--how stop: SIGSTOP of the engine or the server, SIGCONT after 10 s. --how full: from then on, no file of the engine
+takes another byte.
 
 Each round starts a small run, as `loadtest run` does (through Locust in SHARE of the rounds, else through the same
 harness without it), kills one process at a random instant, and compares what the run recorded with what the server
@@ -9,7 +12,7 @@ wrote down (tests/witness.py):
 1. No load that the server saw is missing from the history.
 2. Recorded tokens are a prefix of what the server sent for that prompt.
 3. An operation without an end reads back as `info`.
-4. What is left is never PASS unless the run was over, and never FAIL unless it was the server that died.
+4. What is left is never PASS unless the run was over, and never FAIL unless it was the server that was hurt.
 5. The next start plays every undo that is owed, before anything else.
 """
 
@@ -21,6 +24,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -40,7 +44,7 @@ from witness import Seen
 
 from loadtest import harness, history, scenario, undo
 from loadtest.analysis import verdict
-from loadtest.errors import LoadtestError
+from loadtest.errors import HistoryError, LoadtestError
 from loadtest.probe import ONE_THREAD, cache_dir
 from loadtest.server.base import ensure_base
 from loadtest.traffic.ipc import EngineHandle
@@ -65,14 +69,20 @@ phases:
   - {{arm: aa, for: 200ms}}
 require: {{level: stream-atomic, min_swaps: 5}}
 """
-VICTIMS = ("engine", "host", "server")
+VICTIMS = {
+    "kill": ("engine", "host", "server"),
+    "stop": ("stopped engine", "stopped server"),
+    "full": ("full disk",),
+}
+STOP_S = 10.0
+FULL = re.compile(r"File too large|cannot be written")
 ENGINE = "loadtest.traffic.engine"
 
 
 def run(path: Path, results: Path, seed: int) -> int:
     """One run without Locust; its exit code."""
     session = harness.Session.open(harness.Options(scenario=path, results=results, seed=seed))
-    engine = EngineHandle()
+    engine = EngineHandle(lambda m: harness.say(f"engine: {m['message']}") if m["op"] == "error" else None)
     try:
         engine.start()
         engine.configure(session.engine_config())
@@ -162,13 +172,15 @@ class Round:
     tokens: int = 0
     owed: int = 0  # undos owed before this round
     played: int = 0  # of those, seen by the server in this round
+    said: str = ""  # the host's last words
     wrong: list[str] = field(default_factory=list)
 
 
 class Lab:
     """A server, a folder of results, and rounds one after another."""
 
-    def __init__(self, work: Path, seed: int) -> None:
+    def __init__(self, work: Path, seed: int, stop_s: float = STOP_S) -> None:
+        self.stop_s = stop_s
         self.server = Server(work, ensure_base(cache_dir()))
         self.server.start()
         self.results = work / "results"
@@ -199,14 +211,18 @@ class Lab:
         found.owed = len(owed)
         host = self.host(locust)
         try:
-            while loaded and host.poll() is None and self.server.journal.stat().st_size == start:
-                time.sleep(0.005)
+            while loaded and host.poll() is None and not self._loaded(start, known):
+                time.sleep(0.01)
             self._kill(host, victim, at_s)
             found.exit_code = self._ended(host, victim)
         finally:
             _end(host)
         if victim == "server":
             self.server.start()
+        found.said = (self.server.work / "host.log").read_text(errors="replace")
+        if victim == "full disk" and found.exit_code and not FULL.search(found.said):
+            found.wrong.append("nobody was told that the disk is full")
+        found.said = found.said[-300:]
         seen = Seen.read(self.server.journal, start)
         self._check_undos(found, owed, seen)
         for folder in sorted(set(self.results.glob("*/")) - known):
@@ -214,18 +230,33 @@ class Lab:
                 check(found, folder, seen)
         return found
 
+    def _loaded(self, start: int, known: set[Path]) -> bool:
+        """Whether the server has seen a load of this run's own; undos of earlier ones do not count."""
+        old = {folder.name for folder in known}
+        return any(Path(path).parents[2].name not in old for _, path in Seen.read(self.server.journal, start).loads)
+
     def _kill(self, host: psutil.Popen, victim: str, at_s: float) -> None:
         end = time.monotonic() + at_s
-        target = {"host": host, "server": self.server.process}.get(victim)
+        target = {"host": host, "server": self.server.process, "stopped server": self.server.process}.get(victim)
         while host.poll() is None and (time.monotonic() < end or target is None):
             if target is None:
                 target = next(iter(engines(host)), None)
             time.sleep(0.005)
         if target is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
-                target.kill()
+                self._hurt(target, victim)
         if victim == "server":
             self.server.kill()
+
+    def _hurt(self, target: psutil.Process, victim: str) -> None:
+        if victim.startswith("stopped"):
+            target.suspend()
+            time.sleep(self.stop_s)
+            target.resume()
+        elif victim == "full disk":
+            target.rlimit(psutil.RLIMIT_FSIZE, (1, 1))
+        else:
+            target.kill()
 
     def _ended(self, host: psutil.Popen, victim: str) -> int | None:
         """The host's exit code, when it and all that it had started are gone."""
@@ -252,7 +283,7 @@ class Lab:
                 found.wrong.append(f"{folder.name}: the undo of {debt.adapter} was noted, but the server saw none")
         mine = {folder for folder, _ in owed}
         began = any(str(self.results) in path and not any(str(f) in path for f in mine) for _, path in seen.loads)
-        if began and still & {(f, u.adapter) for f, u in owed} and found.victim != "server":
+        if began and still & {(f, u.adapter) for f, u in owed} and "server" not in found.victim:
             found.wrong.append("the run loaded its own adapters before an older undo was played")
 
 
@@ -285,14 +316,17 @@ def _end(host: psutil.Popen) -> None:
 def check(found: Round, folder: Path, seen: Seen) -> None:
     """Rules 1 to 4 on one run's folder."""
     mine = collections.Counter(path for _, path in seen.loads if str(folder.resolve()) in path)
-    if not list(folder.glob("history-e*.jsonl")):
+    try:
+        recorded = history.load(folder)
+    except HistoryError:
         if mine:
             found.wrong.append(f"{folder.name}: no history, but the server saw {len(mine)} loads")
         return
-    recorded = history.load(folder)
     invoked = collections.Counter(op.path for op in recorded.ops if op.mode != "unload")
     found.ops, found.streams = len(recorded.ops), len(recorded.streams)
     missing = mine - invoked
+    if found.victim == "full disk":  # a rollback is worth more than its record
+        missing -= collections.Counter({u.path: 1 for u in recorded.undo if u.state == "planned"})
     if missing:
         found.wrong.append(f"{folder.name}: loads that are not on record: {dict(missing)}")
     open_ops = [op for op in recorded.ops if not op.acked]
@@ -328,25 +362,25 @@ def _verdict(found: Round, folder: Path, recorded: history.History) -> None:
     found.verdict = verdict.judge(recorded, harness.require_of(spec)).status
     if found.verdict == "PASS" and not found.whole:
         found.wrong.append(f"{folder.name}: PASS of a run that was not over")
-    if found.verdict == "FAIL" and found.victim != "server":
+    if found.verdict == "FAIL" and "server" not in found.victim:
         found.wrong.append(f"{folder.name}: FAIL, though the server did nothing wrong")
     if found.exit_code == 0 and not (found.whole and found.verdict == "PASS"):
         found.wrong.append(f"{folder.name}: exit code 0 with {found.verdict}")
 
 
 @contextlib.contextmanager
-def lab(seed: int) -> Iterator[Lab]:
+def lab(seed: int, stop_s: float = STOP_S) -> Iterator[Lab]:
     """A lab in a folder that goes when it is over."""
     with tempfile.TemporaryDirectory(prefix="crash-") as work:
-        made = Lab(Path(work), seed)
+        made = Lab(Path(work), seed, stop_s)
         try:
             yield made
         finally:
             made.server.kill()
 
 
-def campaign(made: Lab, count: int, share: float) -> Iterator[Round]:
-    """A run that nobody disturbs, of each kind, then `count` that are killed."""
+def campaign(made: Lab, count: int, share: float, how: str = "kill") -> Iterator[Round]:
+    """A run that nobody disturbs, of each kind, then `count` that are hurt."""
     lasted = {}
     for locust in (False, True) if share else (False,):
         for attempt in range(4):  # on a busy machine the client is late now and then, and says so
@@ -361,7 +395,7 @@ def campaign(made: Lab, count: int, share: float) -> Iterator[Round]:
     for _ in range(count):
         locust, loaded = made.random.random() < share, made.random.random() < 0.75
         at_s = made.random.uniform(0.0, 2.2) if loaded else made.random.uniform(0.3, lasted[locust])
-        yield made.round(made.random.choice(VICTIMS), locust, at_s, loaded)
+        yield made.round(made.random.choice(VICTIMS[how]), locust, at_s, loaded)
 
 
 def main() -> int:
@@ -371,6 +405,7 @@ def main() -> int:
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--locust", type=float, default=0.15)
     p.add_argument("--out", type=Path)
+    p.add_argument("--how", choices=VICTIMS, default="kill")
     p.add_argument("--scenario", type=Path, help="internal: be the host of one run")
     p.add_argument("--results", type=Path)
     options = p.parse_args()
@@ -379,7 +414,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything started is ended
     broken, rounds = 0, []
     with lab(options.seed) as made:
-        for found in campaign(made, options.count, options.locust):
+        for found in campaign(made, options.count, options.locust, options.how):
             rounds.append(found)
             broken += bool(found.wrong)
             line = json.dumps(asdict(found))

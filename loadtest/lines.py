@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from loadtest import records
 from loadtest.columns import Column, Rows, without_tokens
 
 R = TypeVar("R", bound=records.Record)
+_LARGE = 2**61  # nanoseconds: 73 years of uptime; sums of two still fit into int64
 
 
 @dataclass
@@ -66,23 +67,31 @@ def _sort(file: File, kind: str, row: dict[str, Any]) -> None:
         file.lines.setdefault(kind, []).append(row)
 
 
-def _wire_type(annotation: str) -> Any:
-    """The Python type that a field's annotation has on the wire; a Literal is a str."""
-    if annotation.startswith("tuple"):
-        return tuple
-    return {"int": int, "float": (int, float), "bool": bool}.get(annotation, str)
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value off the wire can stand in a field of that type, and numpy can hold it."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(v, get_args(hint)[0]) for v in value)
+    if hint is int:
+        return type(value) is int and abs(value) < _LARGE
+    if hint is float:
+        return type(value) in (int, float) and abs(value) < _LARGE
+    return type(value) is hint
 
 
 def typed(file: File, cls: type[R], problems: list[str]) -> list[R]:
     """The file's lines of one kind as records; those that do not fit are named in `problems`."""
-    known = {f.name: _wire_type(str(f.type)) for f in dataclasses.fields(cls)}
+    known = get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
     out: list[R] = []
     for row in file.of(cls.kind):
-        values = {k: (tuple(v) if isinstance(v, list) else v) for k, v in row.items() if k in known}
-        wrong = [k for k, v in values.items() if not isinstance(v, known[k])]
+        values = {k: (tuple(v) if isinstance(v, list) else v) for k, v in row.items() if k in names}
+        wrong = [k for k, v in values.items() if not _fits(v, known[k])]
         try:
             if wrong:
-                raise TypeError(f"{wrong[0]} has a wrong type")
+                raise TypeError(f"{wrong[0]} has a wrong type or value")
             out.append(cls(**cast(Any, values)))
         except TypeError as e:
             problems.append(f"history-{file.engine}.jsonl: a {cls.kind} line cannot be used ({e}); ignored")

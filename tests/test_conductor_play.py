@@ -10,7 +10,7 @@ import pytest
 
 from loadtest import records
 from loadtest.chaos.conductor import Conductor, Script, VersionFile
-from loadtest.errors import TargetError, UsageError
+from loadtest.errors import LoadtestError, TargetError, UsageError
 from loadtest.plan import PhasePlan, SwapPlan
 
 
@@ -96,6 +96,30 @@ def build(root: Path, **changes: object) -> tuple[Conductor, Server, list[record
         return True
 
     return Conductor(script, server, emit, clock.now, clock.sleep), server, journal, clock
+
+
+@pytest.mark.parametrize("full_after", [3, 6, 7, 8, 9])
+def test_no_load_leaves_that_the_disk_did_not_take_but_a_rollback(tmp_path: Path, full_after: int) -> None:
+    conductor, server, journal, _ = build(tmp_path)
+    written: list[records.Record] = []
+
+    def emit(record: records.Record, flush: bool = False) -> bool:
+        journal.append(record)
+        if len(journal) <= full_after:
+            written.append(record)
+        return len(journal) <= full_after
+
+    conductor._emit = emit  # type: ignore[method-assign]
+    with pytest.raises(LoadtestError, match="the history cannot be written"):
+        whole_run(conductor)
+    asyncio.run(conductor.rollback())
+    on_record = {i.path for i in of(written, records.Invoke)}
+    assert {path for _, path, _, _ in server.calls} <= on_record
+    planned = [u for u in of(written, records.Undo) if u.state == "planned"]
+    swapped = len(of(written, records.Invoke)) > 1
+    if swapped:
+        assert planned
+        assert server.calls[-1][1] == server.calls[0][1]
 
 
 def of(journal: list[records.Record], kind: type) -> list:

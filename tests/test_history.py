@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loadtest import history, journal, records
+from loadtest.analysis import verdict
 from loadtest.errors import HistoryError
 
 RUN = records.Run(1, "r", "e0", "local", "boot", 1, 7, 0, 0, "0.1")
@@ -137,3 +139,31 @@ def _full() -> int:
 def test_no_history_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(HistoryError, match="holds no history"):
         history.load(tmp_path)
+
+
+odd = st.sampled_from(
+    [None, True, -1, 0, 2**31, 2**63 - 1, 2**63, 2**64 - 1, -(2**63), 1.5, 1e308, "", "x", [], {}, [1]]
+)
+
+
+@given(kind=st.sampled_from(sorted(records.KINDS)), data=st.data())
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_odd_values_in_any_field_never_raise_and_never_pass(kind: str, data: st.DataObject, tmp_path_factory) -> None:
+    folder = tmp_path_factory.mktemp("odd")
+    write(folder)
+    path = folder / "history-e0.jsonl"
+    rows = [orjson.loads(line) for line in path.read_bytes().splitlines()]
+    mine = [r for r in rows if r["kind"] == kind] or [rows[0]]
+    row = data.draw(st.sampled_from(mine))
+    keys = st.sampled_from(sorted(set(row) - {"kind"}))
+    for key, value in data.draw(st.dictionaries(keys, odd, min_size=1, max_size=3)).items():
+        row[key] = value
+    lines = [b"".join((b'{"kind":', orjson.dumps(r["kind"]), b",", _dumps(r)[1:])) for r in rows]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    h = history.load(folder)
+    assert len(h.streams) <= 4
+    assert verdict.judge(h, verdict.Require("stream-atomic", min_swaps=1)).status != "PASS"
+
+
+def _dumps(row: dict) -> bytes:
+    return orjson.dumps({k: v for k, v in row.items() if k != "kind"})

@@ -273,10 +273,7 @@ class Conductor:
         self._op += 1
         invoke = dataclasses.replace(invoke, op=self._op, invoked_ns=self._now_ns())
         if not self._emit(invoke, flush=True) and invoke.by != "rollback":
-            raise LoadtestError(
-                f"the history cannot be written, so {invoke.adapter} was not sent {invoke.version}",
-                remedy="make room on the disk that holds the results",
-            )
+            raise _unwritten(invoke.adapter)
         answer: Answer | None = None
         gone = 0
         try:
@@ -318,14 +315,18 @@ class Conductor:
 
     def _owe(self, adapter: _Adapter) -> None:
         if not adapter.swapped:
+            if not self._undo(adapter, "planned"):
+                raise _unwritten(adapter.name)
             adapter.swapped = True
-            self._undo(adapter, "planned")
 
-    def _undo(self, adapter: _Adapter, state: Any) -> None:
+    def _undo(self, adapter: _Adapter, state: Any) -> bool:
+        """Whether it is on record."""
         v = adapter.versions[0]
+        written = True
         for url in self._script.replicas or (self._script.url,):
             undo = records.Undo(adapter.name, v.version, adapter.first_path, v.path, state, self._now_ns(), url)
-            self._emit(undo, flush=True)
+            written &= self._emit(undo, flush=True)
+        return written
 
     def stop(self) -> None:
         """No more swaps; `play` ends soon."""
@@ -350,6 +351,11 @@ class Conductor:
             return
         adapter.swapped = answer.outcome != "ok"
         self._undo(adapter, "failed" if adapter.swapped else "played")
+
+
+def _unwritten(adapter: str) -> LoadtestError:
+    words = f"the history cannot be written, so {adapter} was left as it is"
+    return LoadtestError(words, remedy="make room on the disk that holds the results")
 
 
 def _arm(arm: str) -> Any:
