@@ -21,7 +21,6 @@ import asyncio
 import contextlib
 import importlib.metadata
 import os
-import resource
 import signal
 import socket
 import sys
@@ -43,6 +42,7 @@ from loadtest.traffic.fleet import Fleet, Spread
 from loadtest.traffic.ipc import FrameError, Message, Unframer, frame
 from loadtest.traffic.live import Live
 from loadtest.traffic.priority import Priority
+from loadtest.traffic.process import boot_id, complain, log_to, loop_factory, raise_file_limit
 from loadtest.traffic.pulse import Pulse
 from loadtest.traffic.scrape import INTERVAL_S, Scraper
 from loadtest.traffic.streams import Streams
@@ -138,7 +138,7 @@ class Engine:
             await self._dispatch(message)
         except Exception as e:
             self._trouble(f"{message['op']}: {type(e).__name__}: {e}")
-            _print(e)
+            complain(e)
             if self._journal is None:
                 raise _Unconfigured from e
 
@@ -181,7 +181,7 @@ class Engine:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._trouble(f"{type(error).__name__}: {error}")
-            _print(error)
+            complain(error)
 
     def _note(self, what: str, detail: str) -> None:
         if self._journal is not None:
@@ -198,7 +198,7 @@ class Engine:
         if self._journal is not None:
             raise LoadtestError("'configure' came twice")
         folder = Path(message["folder"])
-        _log_to(folder)
+        log_to(folder)
         headers, url, limits = dict(message.get("headers") or {}), message["url"], Limits(**message.get("limits", {}))
         redact = Redactor(url, headers)
         header = self._header(message, folder.name)
@@ -335,7 +335,7 @@ class Engine:
             self._trouble(f"the rollback was not over after {rollback_s:g} s")
         except Exception as e:
             self._trouble(f"the rollback failed: {type(e).__name__}: {e}")
-            _print(e)
+            complain(e)
         if self._scraper is not None:
             await self._scraper.stop()
         if self._pulse is not None:
@@ -343,12 +343,6 @@ class Engine:
         self._closed = True
         journal.close(reason, self._now_ns())
         self._say_unwritten()
-
-
-def _print(error: BaseException) -> None:
-    """Into engine.log; a full disk must not make an error of an error."""
-    with contextlib.suppress(OSError):
-        traceback.print_exception(error)
 
 
 async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
@@ -360,43 +354,11 @@ async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
         await asyncio.wait(waiting)
 
 
-def boot_id() -> str:
-    """Names the domain of CLOCK_MONOTONIC: this boot of this machine."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return f"unknown-{os.uname().nodename}"
-
-
-def _log_to(folder: Path) -> None:
-    """Standard output and error into the run's folder, which is made: an engine has no terminal of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "engine.log").open("ab") as log:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(log.fileno(), stream.fileno())
-
-
-def _raise_file_limit() -> None:
-    """One descriptor a stream: the soft limit is often 1,024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop  # type: ignore[no-any-return]
-
-
 def main(fd: int, parent: int) -> int:
     """Serve the host at the other end of socket `fd`; the exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _raise_file_limit()
-    with socket.socket(fileno=fd) as peer, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    raise_file_limit()
+    with socket.socket(fileno=fd) as peer, asyncio.Runner(loop_factory=loop_factory()) as runner:
         peer.setblocking(False)
         try:
             runner.run(Engine(peer, parent).run())
