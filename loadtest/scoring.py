@@ -36,7 +36,7 @@ from loadtest.journal import encode
 from loadtest.scores import BASE, FILE, MARGINS, REFERENCES, Scores, Source
 from loadtest.traffic.admin import Admin
 from loadtest.traffic.client import open_session
-from loadtest.traffic.engine import boot_id
+from loadtest.traffic.process import boot_id
 from loadtest.traffic.words import Redactor, without_secrets
 
 if TYPE_CHECKING:
