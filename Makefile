@@ -11,7 +11,7 @@ READY := $(VENV)/.installed
 # exit code (0 PASS, 1 FAIL, 2 UNKNOWN and everything else) through make.
 KEEP_FAIL = || { code=$$?; [ $$code -ne 1 ] || kill -QUIT $$PPID; exit $$code; }
 
-.PHONY: install demo test test-vllm matrix lint screenshots vllm smollm2 exp4-up health exp4-benchmark exp4-down clean
+.PHONY: install demo test test-vllm matrix lint screenshots vllm smollm2 exp4-up health exp4-benchmark exp4-down bench clean
 install: $(READY)
 
 $(READY): pyproject.toml
@@ -79,6 +79,13 @@ exp4-benchmark: $(READY)
 
 exp4-down: $(READY)
 	@$(BIN)/loadtest exp4 --folder $(EXP4) down
+
+# What our client costs beside the peers, on one C server: installs the peers from PyPI into .peers/ and writes
+# docs/performance.md. QUICK=1: a check that all of it runs, in two minutes. `python bench/run.py --help` has the rest.
+QUICK ?=
+
+bench: $(READY)
+	$(BIN)/python bench/run.py $(if $(QUICK),--quick)
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -271,7 +271,7 @@ def _guidellm(run: Run) -> list[str]:
         *("--backend", f"kind=openai_http,target={run.server.url},model=base,request_format=/v1/completions"),
         *("--profile", f"kind=concurrent,streams={load.streams}"),
         *("--constraint", f"kind=max_requests,count={run.requests}"),
-        *("--tokenizer", f"kind=huggingface_auto,tokenizer={_base()}"),
+        *("--tokenizer", f"kind=huggingface_auto,model={_base()}"),
         *("--data", data, "--output", f"kind=json,path={run.folder / 'out.json'}", "--disable-console"),
     ]
 
@@ -308,7 +308,7 @@ CLIENTS = (
     Client("loadtest engine", _engine, _our_lags),
     Client("loadtest run", _whole, _our_lags),
     Client("vllm bench serve", _vllm_serve, _vllm_lags, env=lambda run: OFFLINE, limit=1500),
-    Client("aiperf", _aiperf, package="aiperf", env=lambda run: OFFLINE, limit=1500),
+    Client("aiperf", _aiperf, package="aiperf", limit=1500),
     Client("guidellm", _guidellm, package="guidellm", env=lambda run: OFFLINE, limit=1000),
     Client(
         "inference-perf", _inference_perf, package="inference-perf", python=(3, 12), env=lambda run: OFFLINE, limit=1000
