@@ -176,6 +176,7 @@ def target(recorded: History) -> list[Figure]:
     t = series.scrapes(recorded)
     slots = max(r.lora_slots for r in recorded.scrapes)
     room = f"Of {slots} that fit at once." if slots > 0 else "How many fit at once is not said."
+    room += " vLLM names under waiting every adapter that has a request at all."
     hits, looked = t.rates("cache_hits"), t.rates("cache_queries")
     share = np.where(looked > 0, 100 * hits / np.where(looked > 0, looked, 1.0), np.nan)
     server, client = t.rates("generation_tokens"), _client_rate(recorded, t)
