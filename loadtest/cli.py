@@ -18,7 +18,7 @@ from loadtest import errors
 from loadtest.tools.adapters_cli import adapters
 from loadtest.tools.exp4_cli import SWAPS, bench, exp4, hotfix
 from loadtest.tools.groups import ReportGroup
-from loadtest.tools.terminal import FOLDER, as_json, out, progress
+from loadtest.tools.terminal import FOLDER, as_json, out, progress, show
 
 # Modules are imported inside the commands: `loadtest --help` must not pay for numpy, aiohttp or locust.
 
@@ -121,6 +121,26 @@ def serve(**options: Any) -> int:
     from loadtest import target
 
     return target.serve_forever(**options)
+
+
+@cli.command()
+@click.option("--streams", default="100,500,1000", show_default=True, help="Numbers of streams, comma-separated.")
+@click.option("--seconds", default=8.0, show_default=True, type=click.FloatRange(2), help="Of each number.")
+@click.option("--url", metavar="URL", default="", help="A firehose of your own (bench/firehose.c).")
+@as_json()
+def calibrate(streams: str, seconds: float, url: str, as_json: bool) -> int:
+    """Measure how late this machine's engine is.
+
+    Streams from a server whose tokens say when they were emitted: lag, CPU per token, and how many streams one engine
+    holds here. Compare a run's loop lag with it.
+    """
+    from loadtest.tools import calibrate as tool
+
+    try:
+        counts = tuple(int(n) for n in streams.split(","))
+    except ValueError:
+        raise errors.UsageError(f"--streams must be whole numbers, got {streams!r}", remedy="e.g. 100,1000") from None
+    return show(tool.run(tool.Options(counts, seconds, url), progress), as_json)
 
 
 @cli.command()

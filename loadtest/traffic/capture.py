@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -295,6 +296,11 @@ class StampedRequest(aiohttp.ClientRequest):
         if reads is not None and transport is not None and protocol is not None:
             transport.set_protocol(Tap(protocol, transport, reads))
         return await super().send(conn)
+
+
+def request_class() -> type[aiohttp.ClientRequest]:
+    """What a session makes its requests with; LOADTEST_CAPTURE=iter_any leaves all reading to aiohttp (rule 3)."""
+    return aiohttp.ClientRequest if os.environ.get("LOADTEST_CAPTURE") == "iter_any" else StampedRequest
 
 
 @contextlib.contextmanager

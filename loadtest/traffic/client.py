@@ -24,7 +24,7 @@ import aiohttp
 
 from loadtest.records import Record, Send, Stream
 from loadtest.traffic.ask import Ask as Ask
-from loadtest.traffic.capture import ChunkError, Reads, StampedRequest, TooLarge, tapping
+from loadtest.traffic.capture import ChunkError, Reads, TooLarge, request_class, tapping
 from loadtest.traffic.decode import Decoded, Ending, Exchange, decode, decoding
 from loadtest.traffic.fleet import Spread
 from loadtest.traffic.words import Redactor
@@ -248,7 +248,7 @@ def open_session(headers: Mapping[str, str], connect_s: float) -> aiohttp.Client
         headers=headers,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s),
         cookie_jar=aiohttp.DummyCookieJar(),
-        request_class=StampedRequest,
+        request_class=request_class(),
         trust_env=False,
     )
 
