@@ -161,3 +161,22 @@ def test_stamped_events_before_an_error_are_kept() -> None:
     with pytest.raises(SseError):
         read_all()
     assert seen == [(1, b"a"), (2, b"b")]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 49, 50])
+def test_a_line_and_an_event_of_just_the_bound(cut: int) -> None:
+    line = b"data: " + b"x" * 44
+    parser = Parser(max_line=50, max_event=45)
+    parser.feed(line[:cut])
+    parser.feed(line[cut:])
+    assert [e.data for e in parser.feed(b"\n\n")] == [b"x" * 44]
+    assert [e.data for e in parser.feed(line + b"\n\n")] == [b"x" * 44]
+    with pytest.raises(SseError, match="a line is longer"):
+        parser.feed(line + b"x")
+    with pytest.raises(SseError, match="data of an event"):
+        Parser(max_line=50, max_event=44).feed(line + b"\n\n")
+
+
+def test_a_cr_inside_what_looks_like_one_event() -> None:
+    assert [e.data for e in whole(b"data: a\rdata: b\n\n")] == [b"a\nb"]
+    assert [e.data for e in whole(b"data: a\r\n\n")] == [b"a"]
