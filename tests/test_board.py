@@ -134,6 +134,13 @@ def test_phases_are_marked_where_they_begin_and_end(board: Board, clock: Clock) 
     assert document["phase"] == "2/3 real on a"
 
 
+def test_no_time_passes_on_the_page_after_the_run(board: Board, clock: Clock) -> None:
+    clock.now = 130 * S
+    board.close()
+    clock.now = 900 * S
+    assert (board.document(-1, 0)["now"], board.state) == (30.0, "judging")
+
+
 HOSTILE = '\x1b[31m"\\</script>\u202e\n'
 
 

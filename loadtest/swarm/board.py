@@ -76,6 +76,7 @@ class Board:
         self._ttft: Counter[int] = Counter()
         self._seen: dict[tuple[str, str], int] = {}
         self._stride = self._skipped = 0
+        self._closed_ns = 0
 
     # -- what comes in ------------------------------------------------------------------------------------------------
 
@@ -131,6 +132,10 @@ class Board:
             del self.points[::2]
             self._stride = 2 * self._stride + 1
             self.generation += 1
+
+    def close(self) -> None:
+        """The traffic is over: from here on no time passes on the page."""
+        self.state, self._closed_ns = "judging", self.now_ns()
 
     # -- what goes out ------------------------------------------------------------------------------------------------
 
@@ -193,7 +198,7 @@ class Board:
             "title": self.title,
             "state": self.state,
             "generation": self.generation,
-            "now": self.seconds(self.now_ns()),
+            "now": self.seconds(self._closed_ns or self.now_ns()),
             "phase": self._phase_words(),
             "phases": self.marks,
             "points": [_row(p) for p in self.points if p.at > since],

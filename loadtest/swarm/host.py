@@ -321,7 +321,7 @@ class Host:
         if run.reason == "interrupted":
             run.note("interrupt", "the run was stopped by hand")
         run.progress.close()
-        run.progress.board.state = "judging"
+        run.progress.board.close()
         drain_s = float(self.environment.stop_timeout or 0.0)
         seat.current().leave()
         if run.roster is not None:
