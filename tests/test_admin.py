@@ -11,6 +11,7 @@ import pytest
 from rawserver import Call, RawServer, Script
 
 from loadtest.errors import TargetError, Unreachable
+from loadtest.traffic import admin
 from loadtest.traffic.admin import Admin, Answer, ModelCard
 from loadtest.traffic.client import open_session
 from loadtest.traffic.words import Redactor
@@ -178,3 +179,14 @@ def test_unreachable_says_what_was_tried() -> None:
     with pytest.raises(Unreachable, match=r"GET http://127\.0\.0\.1:9/v1/models failed") as caught:
         asyncio.run(main())
     assert "hunter22" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome", "reason"),
+    [(300, "info", "redirect"), (303, "info", "redirect"), (307, "fail", "redirect"), (308, "fail", "redirect"),
+     (401, "fail", "unauthorized"), (402, "fail", "invalid"), (403, "fail", "unauthorized"),
+     (503, "fail", "server_error")],
+)  # fmt: skip
+def test_a_status_with_an_error_that_says_little(status: int, outcome: str, reason: str) -> None:
+    got = admin._sort(admin._Reply(status, b'{"error":{"message":"no"}}'))
+    assert got[:2] == (outcome, reason)

@@ -180,3 +180,9 @@ def test_a_line_and_an_event_of_just_the_bound(cut: int) -> None:
 def test_a_cr_inside_what_looks_like_one_event() -> None:
     assert [e.data for e in whole(b"data: a\rdata: b\n\n")] == [b"a\nb"]
     assert [e.data for e in whole(b"data: a\r\n\n")] == [b"a"]
+
+
+def test_what_ends_in_no_empty_line_is_no_event_yet() -> None:
+    parser = Parser()
+    assert parser.feed(b"data: a\n\x0b") == []
+    assert parser.feed(b"\n\n") == [Event(b"a", ignored=1)]
