@@ -8,9 +8,11 @@ from typing import Any
 
 import flask
 import pytest
+import report_maker as maker
 
 from loadtest.errors import UsageError
 from loadtest.harness import Outcome
+from loadtest.report import charts
 from loadtest.swarm import exporter, page
 from loadtest.swarm.board import Board
 
@@ -96,6 +98,17 @@ def test_the_page_may_ask_its_own_server_and_nobody_else(client: Any, base: str)
     assert "connect-src &#39;self&#39;" in policy[1]
     assert "default-src &#39;none&#39;" in policy[1]
     assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'self'"
+
+
+def test_its_charts_have_the_reports_names_and_units(client: Any, base: str, tmp_path: Path) -> None:
+    recorded = maker.write(tmp_path, maker.Play(streams=40, swaps=4, quiet_s=2.0))
+    live = client.get(f"{base}/hotfix").text
+    for figure in charts.over_run(recorded, {}):
+        assert f"<strong>{figure.title}.</strong>" in live
+    drawn = "".join(f.svg for f in charts.over_run(recorded, {}))
+    for words in ("tokens/s", "tokens per second", "ITL p50", "ITL p99", "seconds since the start"):
+        assert f">{words}</text>" in drawn
+        assert f'"{words}"' in live
 
 
 def test_before_a_run_there_is_nothing_to_show(client: Any, base: str) -> None:

@@ -172,22 +172,22 @@ class Board:
         return {name: e.last for name, e in self._engines.items()}
 
     def effect_ms(self, swap: Message) -> float | None:
-        """From a swap's invocation to the first token of its version; None: none was seen, or it was not new."""
-        who, invoked = (swap["adapter"], swap["version"]), int(swap["invoked_ns"])
-        at = self._seen.get(who, 0)
-        first = next((s for s in self.swaps if (s["adapter"], s["version"]) == who), None)
-        if first is not swap or at < invoked or swap["arm"] not in ("real", "operator"):
-            return None
-        return (at - invoked) / 1e6
+        """From a swap's invocation to the first token of its version; None: none was seen so far."""
+        at, invoked = self._seen.get((swap["adapter"], swap["version"]), 0), int(swap["invoked_ns"])
+        known = at >= invoked and swap["arm"] in ("real", "operator")
+        return (at - invoked) / 1e6 if known else None
 
     def shown_swaps(self) -> list[Message]:
-        """The last swaps, newest first; JSON-able, every text cleaned."""
-        out = []
-        for s in reversed(self.swaps):
+        """The last swaps, newest first; JSON-able, every text cleaned. Only the first of a version has an effect."""
+        out, known = [], set[tuple[str, str]]()
+        for s in self.swaps:
+            who = (s["adapter"], s["version"])
+            effect = None if who in known else self.effect_ms(s)
+            known.add(who)
             words = {k: text.clean(s.get(k) or "", 160) for k in ("adapter", "version", "arm", "outcome", "reason")}
-            figures = {"ack_ms": _short(s.get("ack_ms")), "effect_ms": _short(self.effect_ms(s))}
+            figures = {"ack_ms": _short(s.get("ack_ms")), "effect_ms": _short(effect)}
             out.append({"n": s["n"], "at": self.seconds(s["invoked_ns"]), **words, **figures})
-        return out
+        return out[::-1]
 
     def document(self, since: float, generation: int) -> dict[str, Any]:
         """All of it for a page that already has the points up to `since` of `generation`."""
