@@ -29,7 +29,7 @@ from loadtest.analysis.margins import told
 from loadtest.analysis.noise import SUPPORT, Noise, stray, weigh
 from loadtest.analysis.stats import binomial_tail
 from loadtest.analysis.timeline import BASE, NEVER, Contents, Lookup
-from loadtest.history import I32, I64, Bool, History
+from loadtest.history import I32, I64, Bool, History, blocks
 
 RUN = 8
 WHOLE = 6
@@ -96,11 +96,12 @@ def token_codes(history: History, contents: Contents) -> I32:
     table = np.full(top + 1, PLAIN, np.int32)
     for token, content in pairs:
         table[token] = content if table[token] == PLAIN else UNKNOWN
-    ids = history.ids
-    known = (ids >= 0) & (ids < top)
-    codes: I32 = table[np.where(known, ids, top)]
-    text = np.repeat(history.streams.text_only, history.streams.tokens)
-    codes[text] = UNKNOWN
+    codes: I32 = np.empty(len(history.ids), np.int32)
+    for rows, tokens in blocks(history.streams.tokens):
+        ids = history.ids[tokens]
+        known = (ids >= 0) & (ids < top)
+        codes[tokens] = table[np.where(known, ids, top)]
+        codes[tokens][np.repeat(history.streams.text_only[rows], history.streams.tokens[rows])] = UNKNOWN
     return codes
 
 
@@ -111,12 +112,11 @@ def attribute(history: History, look: Lookup) -> Attribution:
     scored = told(history, contents)
     code[scored.which] = scored.code[scored.which]
     owner = adapter_codes(history, contents)
-    stream = np.repeat(np.arange(len(history.streams), dtype=np.int32), history.streams.tokens)
     base = contents.adapters.index(BASE)
     methods = _methods(contents, scored.method)
     marked = np.array([m not in ("base", "none") for m in methods], bool)
-    fallback, plain = _plain(history, look, (code, stream, owner), marked)
-    runs = _runs(history, code, stream, code >= 0)
+    fallback, plain = _plain(history, look, code, owner, marked)
+    runs = _runs(history, code)
     in_base = owner[runs.stream] == base
     leaks = _base_leaks(history, look, runs.pick(in_base))
     mine = runs.pick(~in_base)
@@ -173,16 +173,32 @@ def _methods(contents: Contents, scored: dict[str, str]) -> list[str]:
     return out
 
 
-def _runs(history: History, code: I32, stream: I32, which: Bool) -> Runs:
-    """Runs of equal content among the tokens of a mask."""
-    at = np.flatnonzero(which)
-    if not len(at):
-        return _none()
-    s, c = stream[at], code[at]
+def _runs(history: History, code: I32) -> Runs:
+    """Runs of equal content among the tokens that have one; a block of streams at a time, for memory."""
+    parts = [_none()]
+    for _, tokens in blocks(history.streams.tokens):
+        at = np.flatnonzero(code[tokens] >= 0) + tokens.start
+        if len(at):
+            parts.append(_runs_at(history, at, code[at]))
+    return _concatenate(*parts)
+
+
+def _runs_at(history: History, at: I64, c: I32) -> Runs:
+    """Runs of equal content among tokens `at`, ascending: [n]."""
+    s = _stream_of(history, at)
     starts = np.flatnonzero(np.concatenate([[True], (s[1:] != s[:-1]) | (c[1:] != c[:-1])]))
     ends = np.append(starts[1:], len(at))
     first, last = at[starts], at[ends - 1]
-    return Runs(s[starts].astype(np.int64), c[starts], first, last, ends - starts, history.at[first], history.at[last])
+    return Runs(s[starts], c[starts], first, last, ends - starts, history.at[first], history.at[last])
+
+
+def _stream_of(history: History, at: I64) -> I64:
+    """The streams that own tokens `at`, ascending: [n]."""
+    t = history.streams
+    low, high = (int(i) for i in np.searchsorted(t.start, at[[0, -1]], side="right"))
+    held = np.searchsorted(at, t.start[low - 1 : high])  # tokens before each stream's begin
+    count = np.diff(np.append(held, len(at)))
+    return np.repeat(np.arange(low - 1, high, dtype=np.int64), count)
 
 
 def _none() -> Runs:
@@ -190,15 +206,15 @@ def _none() -> Runs:
     return Runs(e, np.empty(0, np.int32), e, e, e, e, e)
 
 
-def _concatenate(a: Runs, b: Runs) -> Runs:
+def _concatenate(*parts: Runs) -> Runs:
     return Runs(
-        np.concatenate([a.stream, b.stream]),
-        np.concatenate([a.content, b.content]),
-        np.concatenate([a.first, b.first]),
-        np.concatenate([a.last, b.last]),
-        np.concatenate([a.count, b.count]),
-        np.concatenate([a.begin, b.begin]),
-        np.concatenate([a.until, b.until]),
+        np.concatenate([p.stream for p in parts]),
+        np.concatenate([p.content for p in parts]),
+        np.concatenate([p.first for p in parts]),
+        np.concatenate([p.last for p in parts]),
+        np.concatenate([p.count for p in parts]),
+        np.concatenate([p.begin for p in parts]),
+        np.concatenate([p.until for p in parts]),
     )
 
 
@@ -206,18 +222,26 @@ def _sorted(runs: Runs) -> Runs:
     return runs.pick(np.argsort(runs.first, kind="stable").astype(np.int64))
 
 
-def _plain(history: History, look: Lookup, tokens: tuple[I32, I32, I32], marked: Bool) -> tuple[Runs, I64]:
+def _plain_at(history: History, code: I32, watched: Bool) -> I64:
+    """Plain tokens of the watched streams, ascending."""
+    parts = [np.empty(0, np.int64)]
+    for rows, tokens in blocks(history.streams.tokens):
+        plain = code[tokens] == PLAIN
+        plain &= np.repeat(watched[rows], history.streams.tokens[rows])
+        parts.append(np.flatnonzero(plain) + tokens.start)
+    return np.concatenate(parts)
+
+
+def _plain(history: History, look: Lookup, code: I32, owner: I32, marked: Bool) -> tuple[Runs, I64]:
     """(fallback runs, [A] plain tokens outside of them) in the streams of adapters with markers."""
-    code, stream, owner = tokens
-    plain = (code == PLAIN) & marked[owner][stream]
-    at = np.flatnonzero(plain)
+    at = _plain_at(history, code, marked[owner])
     noise = np.zeros(len(marked), np.int64)
     if not len(at):
         return _none(), noise
-    s = stream[at]
+    s = _stream_of(history, at)
     starts = np.flatnonzero(np.concatenate([[True], (s[1:] != s[:-1]) | (at[1:] != at[:-1] + 1)]))
     ends = np.append(starts[1:], len(at))
-    count, own = ends - starts, s[starts].astype(np.int64)
+    count, own = ends - starts, s[starts]
     first, last = at[starts], at[ends - 1]
     alone = (count == history.streams.tokens[own]) & (count >= WHOLE)
     explained = look.line.unknown_from[owner[own]] <= history.at[last] + look.line.epsilon
