@@ -107,7 +107,7 @@ def compare(run_a: Path, run_b: Path, html_file: Path | None) -> int:
 
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, help="0 chooses a free one.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 chooses a free one.")
 @click.option("--model", type=FOLDER, help="Base model folder (Hugging Face layout).")
 @click.option("--swap", type=SWAPS, default="pin", show_default=True, help="How it swaps adapters.")
 @click.option("--size", type=click.Choice(["tiny", "wide"]), default="tiny", show_default=True, help="Generated base.")

@@ -182,3 +182,9 @@ def test_no_output_at_all_is_no_error(tmp_path: Path) -> None:
 def test_a_server_s_words_do_not_steer_the_terminal() -> None:
     assert printable("a\x1b[31mb\u202ec\nd\te") == "a\\x1b[31mb\\u202ec\nd\\te"
     assert json.loads(json.dumps({"x": printable("é ∞ 漢")})) == {"x": "é ∞ 漢"}
+
+
+def test_a_port_that_is_none_is_refused(capsys: Caps) -> None:
+    said = run(capsys, "serve", "--port", 99999)
+    assert said.code == 64
+    assert "65535" in said.err
