@@ -110,7 +110,8 @@ def attribute(history: History, look: Lookup) -> Attribution:
     contents = look.line.contents
     code = token_codes(history, contents)
     scored = told(history, contents)
-    code[scored.which] = scored.code[scored.which]
+    if len(scored.which):
+        code[scored.which] = scored.code[scored.which]
     owner = adapter_codes(history, contents)
     base = contents.adapters.index(BASE)
     methods = _methods(contents, scored.method)

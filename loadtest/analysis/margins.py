@@ -42,7 +42,7 @@ F32 = npt.NDArray[np.float32]
 class Told:
     """What scores say."""
 
-    code: I32  # [T] content code, PLAIN (the base's) or UNKNOWN; meaningful where `which`
+    code: I32  # [T], or [0] where nothing was scored: content code, PLAIN (the base's) or UNKNOWN, where `which`
     which: Bool  # [T] tokens of streams whose adapter was to be scored
     streams: Bool  # [S] those streams
     base: Bool  # [S] streams of the base of which every token is explained, or some by an adapter
@@ -52,9 +52,10 @@ class Told:
 def told(history: History, contents: Contents) -> Told:
     """Attribute every scored stream."""
     table, proof, first = history.streams, trust(history), first_contents(history)
-    code = np.full(len(history.ids), UNKNOWN, np.int32)
+    asked = bool(history.scores.adapters)  # else columns of tokens are empty: a million streams have no memory to spare
+    code = np.full(len(history.ids) if asked else 0, UNKNOWN, np.int32)
     mine = np.isin(np.array(table.adapters, dtype=object)[table.adapter], [a for a in history.scores.adapters])
-    which = np.repeat(mine, table.tokens)
+    which = np.repeat(mine, table.tokens) if asked else np.empty(0, bool)
     base = np.zeros(len(table), bool)
     keys = {key: i for i, key in enumerate(contents.labels)}
     for row in sorted({*history.scores.margins, *history.scores.references}) if proof.method else ():
