@@ -122,6 +122,7 @@ def test_the_clients_lag_is_that_of_all_its_samples(slow: int, failed: set[str])
     found = to_json(judge(changed(h, health=tuple(health)), Require()))
     assert failed_gates(found) == failed
     assert found["client"]["loop_lag_ms"]["p99"] == (50.0 if failed else 0.5)
+    assert found["client"]["stamp_error_ms"]["p99"] == (50.0 if failed else 0.5)
 
 
 GATES = {

@@ -258,5 +258,11 @@ def _client(verdict: Verdict) -> dict[str, Any]:
         },
         "cpu": sum(h.cpu_s for h in history.health) / span if span > 0 else math.nan,
         "schedule_delay_ms": {"p50": delays["p50"], "p99": delays["p99"]},
+        # A stamp is as late as the loop was: TTFT and E2EL read that much too long, an ITL that much either way.
+        "stamp_error_ms": {"p50": quantiles(lag)["p50"], "p99": quantiles(lag)["p99"]},
+        "cpu_us_per_token": 1e6 * sum(h.cpu_s for h in history.health) / len(history.ids)
+        if len(history.ids)
+        else math.nan,
+        "open_streams": max((h.open_streams for h in history.health), default=0),
         "dropped": max((h.dropped for h in history.health), default=0),
     }

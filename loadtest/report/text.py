@@ -152,10 +152,14 @@ def client_line(verdict: Doc) -> str:
     """How late the tester itself was: the error bar of every latency above it."""
     c = verdict.get("client", {})
     lag, late = c.get("loop_lag_ms") or {}, c.get("schedule_delay_ms") or {}
+    error = c.get("stamp_error_ms") or {}
+    bars = (
+        f"; TTFT is at most {number(error['p99'], 'ms')} too long, ITL exact to as much (p99)" if "p99" in error else ""
+    )
     return (
         f"client: loop lag p99 {number(lag.get('p99'), 'ms')} (max {number(lag.get('max'), 'ms')}), "
         f"schedule delay p99 {number(late.get('p99'), 'ms')}, CPU {number(c.get('cpu'))} of a core, "
-        f"dropped records {number(c.get('dropped', 0))}"
+        f"dropped records {number(c.get('dropped', 0))}{bars}"
     )
 
 
