@@ -19,7 +19,8 @@ REQUIRE = Require(level="stream-atomic", hangover=1.2, isolated_error_rate=0.0, 
 LEVELS = (1.0, 0.1, 0.01)
 
 SHORT = Shape()
-MANY = Shape(swaps=500)  # for faults of which a swap is the opportunity
+# For faults of which a swap is the opportunity.
+MANY = Shape(500, 300.0, (10.0, 40.0), users=(("a", 3), ("b", 1), ("base", 1)), tokens=(6, 12))
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ LEAKED = "isolated:leak"
 REJECTED = "complete:rejected"
 _BAD = replace(SHORT, bad=2, swaps=60)
 _MANY_BAD = replace(MANY, bad=2, swaps=1000)
-_SLOW = replace(SHORT, every=2000.0, swaps=30, tokens=(8, 16))
-_STALLS = replace(_SLOW, swaps=80)
+_SLOW = replace(MANY, every=1400.0, swaps=30)
+_STALLS = Shape(80, 2000.0, users=(("a", 1), ("b", 2), ("base", 1)), tokens=(12, 24))
 _EXPOSED = replace(SHORT, swaps=110)  # about six streams of a live through each swap
 _LONG = replace(SHORT, swaps=40, every=1500.0, tokens=(80, 160), users=(("a", 40), ("b", 20), ("base", 2)))
 

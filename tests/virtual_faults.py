@@ -77,7 +77,7 @@ class Stale10s(Stale):
 
 
 class Replica(Fault):
-    """One of three replicas applies a swap 300 ms late. Opportunity: a swap; a third of the streams goes there."""
+    """One of three replicas applies a swap 200 ms late. Opportunity: a swap; a third of the streams goes there."""
 
     def __init__(self, p: float, rng: random.Random) -> None:
         super().__init__(p, rng)
@@ -86,7 +86,7 @@ class Replica(Fault):
     def swap(self, world: World, swap: Swap) -> None:
         if swap.takes is not None and self.hit():
             old = world.swaps[-1].content if world.swaps[-1].adapter == "a" else ("a", "v0")
-            self.late.append((swap.applied, swap.applied + 300 * MS, old))
+            self.late.append((swap.applied, swap.applied + 200 * MS, old))
 
     def serve(self, world: World, stream: Stream) -> None:
         if stream.adapter != "a" or self.rng.random() >= 1 / 3:
