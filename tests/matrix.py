@@ -39,10 +39,11 @@ TORN, FLIP = "untorn:torn", "ordered:flip"
 STALE, OLDER = "fresh:stale", "monotonic:inversion"
 LEAKED = "isolated:leak"
 REJECTED = "complete:rejected"
-_BAD = replace(SHORT, bad=2, swaps=60)
+_BAD = replace(MANY, bad=2, swaps=240)
 _MANY_BAD = replace(MANY, bad=2, swaps=1000)
-_SLOW = replace(MANY, every=1400.0, swaps=30)
-_STALLS = Shape(80, 2000.0, users=(("a", 1), ("b", 2), ("base", 1)), tokens=(12, 24))
+_SLOW = replace(MANY, every=1400.0, swaps=120)
+_STALLS = Shape(120, 4000.0, users=(("a", 1), ("b", 2), ("base", 1)), tokens=(12, 24))
+_HUNDRED = replace(MANY, swaps=120)
 _EXPOSED = replace(SHORT, swaps=110)  # about six streams of a live through each swap
 _LONG = replace(SHORT, swaps=40, every=1500.0, tokens=(80, 160), users=(("a", 40), ("b", 20), ("base", 2)))
 
@@ -52,12 +53,12 @@ CELLS: dict[str, Cell] = {
     "stale by 0.1 s": Cell(f.Stale, STALE, (OLDER,), SHORT, replace(SHORT, swaps=300)),
     "stale by 1 s": Cell(f.Stale1s, STALE, (OLDER,), SHORT, _EXPOSED),
     "stale by 10 s": Cell(f.Stale10s, STALE, (OLDER,), replace(SHORT, swaps=60), _EXPOSED),
-    "one of three replicas stale": Cell(f.Replica, STALE, (OLDER,)),
-    "new-old inversion": Cell(f.Inversion, OLDER),
-    "live before its load": Cell(f.Prophetic, "valid:prophetic"),
+    "one of three replicas stale": Cell(f.Replica, STALE, (OLDER,), _HUNDRED),
+    "new-old inversion": Cell(f.Inversion, OLDER, (), _HUNDRED),
+    "live before its load": Cell(f.Prophetic, "valid:prophetic", (), _HUNDRED),
     "refused load takes effect": Cell(f.Aborted, "valid:aborted", (), _BAD, _MANY_BAD),
     "refused load wipes the adapter": Cell(f.Wiped, "durable:wiped", (REJECTED,), _BAD, _MANY_BAD),
-    "acked and never applied": Cell(f.Lost, "durable:lost", (STALE,)),
+    "acked and never applied": Cell(f.Lost, "durable:lost", (STALE,), _HUNDRED),
     "reverts after 0.6 s": Cell(f.Reverted, "durable:reverted", (STALE, OLDER), _SLOW, replace(_SLOW, swaps=500)),
     "1 in 1,000 tokens is a neighbour's": Cell(f.Leak, "valid:leak", (LEAKED,), _LONG, replace(_LONG, swaps=56)),
     "base answers as an adapter": Cell(f.Fallback, "valid:fallback"),
@@ -69,7 +70,7 @@ CELLS: dict[str, Cell] = {
     "error frame, then [DONE]": Cell(f.ErrorFrame, "complete:in_band_error", (), SHORT, _EXPOSED),
     "fewer ids than usage says": Cell(f.Short, "complete:truncated", (), SHORT, _EXPOSED),
     "hybrid: new weights on old cached keys": Cell(f.Hybrid, TORN, (), SHORT, _EXPOSED),
-    "acked without effect (base answers)": Cell(f.Noop, "valid:fallback"),
+    "acked without effect (base answers)": Cell(f.Noop, "valid:fallback", (), _HUNDRED),
     "global stall of 500 ms": Cell(f.Stall, "isolated:stall", (), _STALLS, replace(_STALLS, swaps=500)),
     "stall of bystanders only": Cell(
         f.BystanderStall, "isolated:stall", (), replace(_SLOW, swaps=80), replace(_SLOW, swaps=500)
