@@ -64,7 +64,8 @@ class Gaps:
         done, parts = 0, [Some(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64))]
         for some in self.blocks():
             kept = slice(-done % step, None, step)
-            parts.append(Some(some.stream[kept], some.start[kept], some.end[kept]))
+            # Copies: a view would keep its whole block alive.
+            parts.append(Some(some.stream[kept].copy(), some.start[kept].copy(), some.end[kept].copy()))
             done += len(some.start)
         columns = zip(*((p.stream, p.start, p.end) for p in parts), strict=True)
         return Some(*(np.concatenate(c) for c in columns))
