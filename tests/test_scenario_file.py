@@ -80,7 +80,7 @@ def test_all_mistakes_come_at_once_each_with_its_line_and_remedy() -> None:
         (("tenant-b: {versions: markers 1}", "tenant-b: {versions: []}"), "adapters.tenant-b.versions"),
         (("users: 20", "users: 20\n  users: 30"), "traffic.users"),
         (("users: 20", "users: 20\n  stages: [{users: 3, for: 4s}]"), "traffic.stages"),
-        (("hangover: 1.5", "hangover: lots"), "require.hangover"),
+        (("hangover: 3", "hangover: lots"), "require.hangover"),
     ],
 )
 def test_contradictions_are_named(change: tuple[str, str], key: str) -> None:
