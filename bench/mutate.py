@@ -200,6 +200,7 @@ def _child(mutant: Mutant | None, module: str) -> None:
     try:
         code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--timeout=0", *tests_of(module)])
     finally:
+        sys.stdout.flush()
         os._exit(int(code))
 
 
@@ -208,7 +209,6 @@ def preload() -> None:
     os.environ.setdefault("ORACLE_HISTORIES", "150")
     os.environ.setdefault("COVERAGE_REPS", "40")
     sys.path.insert(0, str(ROOT / "tests"))
-    import hypothesis  # noqa: F401
     import numpy  # noqa: F401
 
     import loadtest.history
