@@ -268,3 +268,43 @@ def test_a_stall_of_bystanders_in_swap_windows_breaks_its_budget() -> None:
 def test_without_budgets_only_leaks_are_judged() -> None:
     bad = SWAPS + "".join(bystander(i, "| cut max=4", "v0*4") for i in range(1, 11))
     assert budgets(bad) == ({}, [])
+
+
+def stalls_at(stalled: int, outside_gap: float = 5.0) -> str:
+    """Ten swaps a second apart; in the windows of the first `stalled` a bystander waits 60 ms once."""
+    lines = [SWAPS]
+    for i in range(1, 11):
+        at = 1000 * i
+        waits = f"v0@{at + 5} v0@{at + 65} " if i <= stalled else ""
+        first = at + 65 if waits else at
+        lines.append(f"stream b {at}: {waits}{steps(first, 36, 5)}")
+        lines.append(f"stream b {at + 500}: {steps(at + 500, 30, 5)} v0@{at + 650 + outside_gap}")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(("stalled", "status"), [(0, "PASS"), (1, "UNKNOWN"), (3, "UNKNOWN"), (4, "FAIL")])
+def test_rare_stalls_break_the_budget_when_chance_does_not_explain_where_they_began(stalled: int, status: str) -> None:
+    """Windows and a usual gap take up 0.305 s of every second: 0.31^3 = 0.03, 0.31^4 = 0.009."""
+    kinds, (budget,) = budgets(stalls_at(stalled), stall=6.0)
+    assert (budget.status, kinds) == (status, {"stall": 1} if status == "FAIL" else {})
+    assert budget.value < 6.0
+    if stalled:
+        names = ", ".join(f"e0-{i + 1}" for i in range(1, stalled + 1))
+        assert f"in the windows of {stalled} swaps ({names}) a bystander waited up to 60.0 ms" in budget.because
+        assert "outside never over 5.0 ms" in budget.because
+
+
+def test_stalls_that_are_no_longer_than_those_outside_are_not_the_swaps_doing() -> None:
+    assert budgets(stalls_at(4, outside_gap=10.0), stall=6.0)[1][0].status == "PASS"  # 60 ms is not over 6 * 10 ms
+    assert budgets(stalls_at(4, outside_gap=9.9), stall=6.0)[1][0].status == "FAIL"
+
+
+def test_a_late_client_is_not_told_of_rare_stalls() -> None:
+    assert budgets(stalls_at(4) + "\nhealth 0 99999 50", stall=6.0)[1][0].status == "UNKNOWN"
+
+
+@pytest.mark.parametrize(("failed", "status"), [(9, "UNKNOWN"), (10, "FAIL")])
+def test_failures_of_bystanders_need_odds_of_a_thousand_to_one(failed: int, status: str) -> None:
+    """Half of the streams overlap a swap: 2^-9 = 0.002, 2^-10 = 0.00098."""
+    text = SWAPS + "".join(bystander(i, "| cut max=4" if i <= failed else "v0*4", "v0*4") for i in range(1, 11))
+    assert budgets(text, error_rate=0.0)[1][0].status == status

@@ -294,3 +294,17 @@ def test_adapters_without_markers_are_never_accused() -> None:
     found = findings(text)
     assert not any(f.violations for f in found.values())
     assert "no token can be attributed" in found["valid"].unknown
+
+
+def waits(seen_after: int, silent: int) -> str:
+    """v1 is shown by a stream sent `seen_after` ms after its ack; v2 is never shown in `silent` ms of traffic."""
+    late = "".join(f"stream a {12 + t}: v0*2\n" for t in range(2, seen_after, 2))
+    tail = "".join(f"stream a {101 + t}: v1*2\n" for t in range(1, silent + 1))
+    return TWO + late + f"stream a {12 + seen_after}: v1*2\nload a v2 100 101 ok\n" + tail
+
+
+@pytest.mark.parametrize(
+    ("seen_after", "silent", "lost"), [(20, 18, False), (20, 19, True), (2, 3, True), (2, 2, False)]
+)
+def test_a_load_is_given_as_long_as_the_slowest_that_was_seen(seen_after: int, silent: int, lost: bool) -> None:
+    assert broken(waits(seen_after, silent)).get("durable", {}) == ({"lost": 1} if lost else {})

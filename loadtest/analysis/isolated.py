@@ -106,7 +106,7 @@ def _errors(case: Case, mine: Bool, limit: float) -> Budget:
     rate = x / n if n else math.nan
     words = f"{x} of {n} bystander streams failed in swap windows, {y} of {m} outside; the budget is {limit:g}"
     # Given x + y failures, each falls inside with probability n / (n + m) if swaps have nothing to do with them.
-    chance = binomial_tail(x, x + y, n / (n + m)) if y else 0.0
+    chance = binomial_tail(x, x + y, n / (n + m)) if m else 0.0
     status: Status
     if not n:
         status, words = "UNKNOWN", "no bystander stream overlapped a swap"
