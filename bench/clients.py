@@ -59,13 +59,16 @@ class Run:
         return int(self.load.streams * max(1.0, self.total_s * 20 / self.load.tokens)) + 1
 
 
+Window = tuple[int, int]  # ns of monotonic time in which all streams were open
+
+
 @dataclass(frozen=True)
 class Client:
     """One row of the table."""
 
     name: str
     command: Callable[[Run], Sequence[str]]
-    lags: Callable[[Run], dict[str, float]] = lambda run: {}
+    lags: Callable[[Run, Window], dict[str, float]] = lambda run, window: {}
     package: str = ""  # on PyPI; "" for what needs no environment of its own
     python: tuple[int, int] = (3, 11)
     env: Callable[[Run], dict[str, str]] = lambda run: {}
@@ -138,7 +141,7 @@ def _floor(run: Run) -> list[str]:
     return [str(BUILD / "floor"), *map(str, figures)]
 
 
-def _floor_lags(run: Run) -> dict[str, float]:
+def _floor_lags(run: Run, window: Window) -> dict[str, float]:
     found = json.loads((run.folder / "log").read_text().splitlines()[-1])
     return {q: found[f"lag_{q}_ms"] for q in ("p50", "p99", "max")}
 
@@ -181,11 +184,11 @@ def _whole(run: Run) -> list[str]:
     ]
 
 
-def _our_lags(run: Run) -> dict[str, float]:
+def _our_lags(run: Run, window: Window) -> dict[str, float]:
     folder = run.folder / "run"
     if not folder.exists():
         folder = run.folder / "runs" / "latest"
-    return lag.summary(lag.lags_ms(folder, run.load.ramp_s + 1))
+    return lag.summary(lag.lags_ms(folder, *window))
 
 
 # -- peers ---------------------------------------------------------------------------------------------------------
@@ -205,8 +208,9 @@ def _locust_env(run: Run) -> dict[str, str]:
     return {"TOKENS": str(run.load.tokens), "LAGS": str(run.folder / "lags")}
 
 
-def _locust_lags(run: Run) -> dict[str, float]:
-    return lag.summary(np.loadtxt(run.folder / "lags"))
+def _locust_lags(run: Run, window: Window) -> dict[str, float]:
+    read_ns, lags = np.loadtxt(run.folder / "lags", ndmin=2).T
+    return lag.summary(lags[(read_ns >= window[0]) & (read_ns < window[1])])
 
 
 def _vllm_serve(run: Run) -> list[str]:
@@ -229,18 +233,17 @@ def _vllm_serve(run: Run) -> list[str]:
     return [str(_vllm()), str(ROOT / "bench/vllm_serve.py"), *pairs, *switches]
 
 
-def _vllm_lags(run: Run) -> dict[str, float]:
+def _vllm_lags(run: Run, window: Window) -> dict[str, float]:
     """From its start times, TTFTs and ITLs, and the times in the texts: perf_counter is CLOCK_MONOTONIC."""
     out = json.loads((run.folder / "out.json").read_text())
     lags = []
-    begin = min(out["start_times"]) + run.load.ramp_s + 1
     for start, ttft, itls, text in zip(
         out["start_times"], out["ttfts"], out["itls"], out["generated_texts"], strict=True
     ):
         emitted = np.array(text.split(), np.float64) / 1e6
         arrived = start + ttft + np.concatenate([[0.0], np.cumsum(itls)])
         if len(emitted) == len(arrived):
-            late = (arrived - emitted)[arrived >= begin]
+            late = (arrived - emitted)[(arrived >= window[0] / 1e9) & (arrived < window[1] / 1e9)]
             lags.append(np.mod(late + 5e5, 1e6) - 5e5)
     return lag.summary(1000 * np.concatenate(lags)) if lags else {}
 

@@ -2,7 +2,7 @@
 
     locust -f bench/locust_peers.py HttpPeer|FastPeer --headless -u N -r N -t 20s -H URL
 
-TOKENS and LAGS (a file for the lags, ms, one a line) come from the environment. Each event is decoded as it comes.
+TOKENS and LAGS (a file for read times, ns, and lags, ms) come from the environment. Each event is decoded as it comes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BODY = {
     "return_token_ids": True,
     "stream_options": {"include_usage": True},
 }
-LAGS: list[float] = []
+LAGS: list[tuple[int, float]] = []  # (read at, ms)
 
 
 def take(line: bytes) -> None:
@@ -34,7 +34,7 @@ def take(line: bytes) -> None:
         return
     chunk = orjson.loads(line[6:])
     if "emit_ns" in chunk:
-        LAGS.append((now - chunk["emit_ns"]) / 1e6)
+        LAGS.append((now, (now - chunk["emit_ns"]) / 1e6))
 
 
 class HttpPeer(HttpUser):
@@ -69,4 +69,4 @@ def _write(**_: Any) -> None:
     path = os.environ.get("LAGS")
     if path:
         with open(path, "w") as out:
-            out.writelines(f"{lag:.3f}\n" for lag in LAGS)
+            out.writelines(f"{at} {lag:.3f}\n" for at, lag in LAGS)

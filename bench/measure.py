@@ -34,6 +34,7 @@ class Sample:
     reached: int = 0  # most that were open at once
     events: int = 0  # in the window
     window_s: float = 0.0
+    begin_ns: int = 0  # of the window, monotonic
     us_per_event: float | None = None
     whole_us_per_event: float | None = None  # from its first request to its exit, all events
     core: float | None = None  # CPU seconds a second in the window
@@ -130,6 +131,7 @@ def _follow(
         elapsed = now["now_ns"] / 1e9 - opened[2]
         if elapsed >= load.seconds or now["open"] < GONE * load.streams:
             cpu = procs.cpu_s(process.pid) - opened[1]
+            sample.begin_ns = int(opened[2] * 1e9)
             sample.events, sample.window_s = now["events"] - opened[0], elapsed
             sample.memory_mb = procs.rss_mb(process.pid)
             sample.us_per_event, sample.core = 1e6 * cpu / max(sample.events, 1), cpu / elapsed

@@ -48,7 +48,7 @@ def one(client: Client, load: Load, rate: float = RATE) -> Sample:
         run = Run(server, load, folder)
         sample = measure(client.name, client.command(run), server, load, folder / "log", client.env(run))
         try:
-            sample.lag_ms = client.lags(run)
+            sample.lag_ms = client.lags(run, (sample.begin_ns, sample.begin_ns + int(sample.window_s * 1e9)))
         except (OSError, ValueError, LookupError, LoadtestError) as e:
             sample.note += f" no lags ({type(e).__name__})"
     if sample.us_per_event is None:
