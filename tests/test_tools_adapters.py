@@ -236,6 +236,21 @@ def test_ctrl_c_ends_a_command_at_once_and_quietly(command: list[str]) -> None:
     assert said.err.strip() == "loadtest: interrupted"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "sigint"])
+def test_a_command_that_a_script_began_in_the_background_can_be_stopped(number: int) -> None:
+    with serving(hangs) as raw:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it starts with `&`
+        try:
+            process = start("adapters", "hotfix", "x", "/p", "--url", raw.url)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        until(lambda: raw.calls)
+        process.send_signal(number)
+        said = finish(process)
+    assert said.code == 130
+    assert said.err.strip() == "loadtest: interrupted"
+
+
 def test_fetch_pins_and_reuses_and_answers_in_json(hub: Hub, capsys: Caps, tmp_path: Path) -> None:
     first = run(capsys, "adapters", "fetch", "--dest", tmp_path / "d", "--json")
     assert first.code == 0
