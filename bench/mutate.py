@@ -26,7 +26,7 @@ from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "loadtest" / "analysis"
-CPU_S = 90  # of the child: a busy machine is no reason to call a mutant killed
+CPU_S = 40  # of the child: a busy machine is no reason to call a mutant killed
 SWAPPED = {
     ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
     ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,), ast.In: (ast.NotIn,), ast.NotIn: (ast.In,), ast.Is: (ast.IsNot,),
@@ -197,11 +197,21 @@ def _child(mutant: Mutant | None, module: str) -> None:
     os.chdir(ROOT)
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
     code = 1
+    quick = ["-x", "-q", "-p", "no:cacheprovider", "--timeout=0", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     try:
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--timeout=0", *tests_of(module)])
+        _no_shrinking()
+        code = pytest.main([*quick, *tests_of(module)])
     finally:
         sys.stdout.flush()
         os._exit(int(code))
+
+
+def _no_shrinking() -> None:
+    """A failure is all that is asked for, not the smallest one."""
+    from hypothesis import Phase, settings
+
+    settings.register_profile("mutants", phases=(Phase.explicit, Phase.generate), database=None)
+    settings.load_profile("mutants")
 
 
 def preload() -> None:
