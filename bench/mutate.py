@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import copy
 import importlib.abc
 import importlib.util
 import os
@@ -73,7 +72,16 @@ class Mutant:
     number: int
     line: int
     what: str
-    tree: ast.Module
+
+    @property
+    def tree(self) -> ast.Module:
+        """The changed module."""
+        tree = ast.parse((PACKAGE / f"{self.module}.py").read_text())
+        node, change, _ = next(p for n, p in enumerate(points(tree)) if n == self.number)
+        change(node)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd):
+            _drop(tree, node)
+        return ast.fix_missing_locations(tree)
 
 
 def points(tree: ast.Module) -> Iterator[tuple[ast.AST, Callable[[ast.AST], None], str]]:
@@ -103,7 +111,7 @@ def _others(value: object) -> tuple[object, ...]:
     if isinstance(value, int):
         return (value + 1,)
     if isinstance(value, float):
-        return (value * 1000 if value >= 1000 else value * 2,)
+        return (value * 1000 if value >= 1000 else value * 2 or 1.0,)
     return (WORDS[value],) if isinstance(value, str) and value in WORDS else ()
 
 
@@ -137,15 +145,7 @@ def _code(node: ast.AST) -> Iterator[ast.AST]:
 def mutants(module: str) -> list[Mutant]:
     """Every mutant of a module of loadtest/analysis."""
     tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-    out = []
-    for number, (node, change, what) in enumerate(points(tree)):
-        copied = copy.deepcopy(tree)
-        twin = next(b for a, b in zip(ast.walk(tree), ast.walk(copied), strict=True) if a is node)
-        change(twin)
-        if isinstance(twin, ast.UnaryOp) and isinstance(twin.op, ast.UAdd):
-            _drop(copied, twin)
-        out.append(Mutant(module, number, getattr(node, "lineno", 0), what, ast.fix_missing_locations(copied)))
-    return out
+    return [Mutant(module, n, getattr(node, "lineno", 0), what) for n, (node, _, what) in enumerate(points(tree))]
 
 
 def _drop(tree: ast.Module, gone: ast.UnaryOp) -> None:
@@ -251,7 +251,7 @@ def main() -> int:
         if not killed(mutant, mutant.module):
             survivors.append(mutant)
             print(f"survived: {mutant.module}.py:{mutant.line}: {mutant.what}", flush=True)
-        if n % 50 == 0:
+        if n % 20 == 0:
             print(f"{n} of {len(chosen)}: {len(survivors)} survived", flush=True)
     score = 1 - len(survivors) / len(chosen)
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} killed ({len(everything)} in all): {100 * score:.1f} %")

@@ -28,8 +28,8 @@ phases:
   - {{arm: aa, for: 2s}}
   - {{arm: real, hotfix: tenant-a, every: {every}, count: 12}}
   - {{arm: bad, hotfix: tenant-a, with: [rank-too-high, missing, rank-too-high], every: 700ms}}
-  - {{arm: aa, for: 2s}}
-require: {{level: stream-atomic, hangover: 3}}
+  - {{arm: aa, for: 6s}}
+require: {{level: stream-atomic, hangover: 2}}
 """
 Fault = tuple[dict[str, Any], str, tuple[str, ...]]
 FAST, SLOW = "500ms..700ms", "2s..2500ms"

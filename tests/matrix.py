@@ -72,9 +72,7 @@ CELLS: dict[str, Cell] = {
     "hybrid: new weights on old cached keys": Cell(f.Hybrid, TORN, (), SHORT, _EXPOSED),
     "acked without effect (base answers)": Cell(f.Noop, "valid:fallback", (), _HUNDRED),
     "global stall of 500 ms": Cell(f.Stall, "isolated:stall", (), _STALLS, replace(_STALLS, swaps=500)),
-    "stall of bystanders only": Cell(
-        f.BystanderStall, "isolated:stall", (), replace(_SLOW, swaps=80), replace(_SLOW, swaps=500)
-    ),
+    "stall of bystanders only": Cell(f.BystanderStall, "isolated:stall", (), _STALLS, replace(_STALLS, swaps=500)),
     "hangover of x": Cell(f.Hangover, "steady:hangover", (), SHORT, SHORT, (1.0, 0.5, 0.3)),
 }
 

@@ -83,6 +83,13 @@ def test_every_interval_covers_as_often_as_it_says(name: str) -> None:
     assert LOW <= share <= (1.0 if coverage.CASES[name].exact else HIGH)
 
 
+def test_a_rate_over_three_swaps_by_hand() -> None:
+    """Residuals -1, 0, 1: spread sqrt(2 * 3 / 2) / 12; log odds 0 ± 4.3027 * spread / 0.25 (t of two degrees)."""
+    low, high = stats.cluster_rate(np.array([1, 2, 3]), np.array([4, 4, 4]))
+    step = 4.30265 * (math.sqrt(3) / 12) / 0.25
+    assert (low, high) == pytest.approx((1 / (1 + math.exp(step)), 1 / (1 + math.exp(-step))), rel=1e-5)
+
+
 def test_the_ratio_of_means_by_hand() -> None:
     one = np.ones(4)
     assert stats.mean_ratio((3 * one, one), (2 * one, 2 * one)) == (3.0, (3.0, 3.0))
