@@ -105,7 +105,8 @@ def _lines(found: dict[str, Any]) -> Sequence[str]:
     lines += [f"failed: {reason}" for reason in sorted(reasons)]
     if found["settings"]["streams"]:
         failed = f", {traffic['failed']} failed" if traffic["failed"] else ""
-        lines.append(f"under load: {found['settings']['streams']} users all the while, {traffic['streams']} streams completed{failed}")
+        users, completed = found["settings"]["streams"], traffic["streams"]
+        lines.append(f"under load: {users} users all the while, {completed} streams completed{failed}")
     if lag is not None:
         lines.append(f"the client's own loop was late by {lag:.1f} ms (p99)")
     return lines
