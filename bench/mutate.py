@@ -42,6 +42,7 @@ WORDS = {
     "right": "left", "real": "sham", "sham": "real", "bad": "real", "aa": "sham",
 }  # fmt: skip
 COMMON = (
+    "test_pinned",
     "test_guarantees",
     "test_analysis_attribution",
     "test_verdict",
@@ -174,7 +175,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def tests_of(module: str) -> list[str]:
     """Test files, closest first."""
-    names = dict.fromkeys((*FIRST.get(module, ()), *COMMON))
+    names = dict.fromkeys((COMMON[0], *FIRST.get(module, ()), *COMMON))
     return [str(ROOT / "tests" / f"{n}.py") for n in names if (ROOT / "tests" / f"{n}.py").exists()]
 
 
