@@ -147,3 +147,20 @@ def test_sign_flips_keep_their_level() -> None:
     small = [stats.sign_flip(rng.normal(size=20), seed, reps=2000) < 0.05 for seed in range(400)]
     assert 0.02 <= np.mean(small) <= 0.09
     assert stats.sign_flip(rng.normal(1.5, 1, 20)) < 0.001
+
+
+def test_resampled_figures_are_the_same_everywhere_and_for_ever() -> None:
+    rng = np.random.default_rng(42)
+    a, b, d = rng.normal(5, 1, 5000), rng.normal(5.2, 1, 5000), rng.normal(0.3, 1, 20)
+    ratio, edges = stats.median_ratio(a, b, 7)
+    assert (ratio, *edges) == pytest.approx((1.0368517, 1.0310899, 1.0519435), rel=1e-6)
+    value, bounds = stats.median_difference(b[:50], a[:50], 7)
+    assert (value, *bounds) == pytest.approx((-0.2519835, -0.7943213, 0.3033033), rel=1e-6)
+    assert stats.sign_flip(d, 7) == pytest.approx(0.115544223, rel=1e-8)  # 20,000 of 2^20 patterns
+    assert stats.sign_flip(d[:15], 7, reps=100) == pytest.approx(12 / 101)
+    assert stats.sign_flip(d[:14], 7) == 0.0927734375  # all 2^14 patterns
+
+
+def test_a_rate_that_is_certain_leaves_one_count() -> None:
+    assert stats.binomial_cdf(3, 0.0).tolist() == [1.0, 1.0, 1.0, 1.0]
+    assert stats.binomial_cdf(3, 1.0).tolist() == [0.0, 0.0, 0.0, 1.0]

@@ -302,7 +302,7 @@ class World:
             adapters=adapters,
             adapter=column((adapters.index(r.adapter) for r in rows), np.int32),
             user=["u"] * len(rows),
-            intended=sent,
+            intended=sent - np.arange(len(rows)) % 5 * MS,
             sent=sent,
             head=sent,
             first=column(r.at[0] if r.at else 0 for r in rows),
