@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 OUTCOMES: dict[str, int] = {"ok": 0, "fail": 1, "info": 2}
 BATCH = 20_000  # rows held as Python objects
+LARGE = 2**61  # nanoseconds: 73 years of uptime; sums of two still fit into int64
 
 _SENT: dict[str, type] = {
     "stream": int,
@@ -82,7 +83,7 @@ def usable(row: dict[str, Any]) -> bool:
         all(k in row for k in _SENT)
         and all(isinstance(row[k], t) for k, t in _TYPES.items() if k in row)
         and row.get("outcome", "info") in OUTCOMES
-        and all(-(2**63) <= v < 2**63 for k in KEYS if _TYPES[k] is int and (v := row.get(k, 0)) is not None)
+        and all(abs(v) < LARGE for k in KEYS if _TYPES[k] is int and (v := row.get(k, 0)) is not None)
         and all(-(2**31) <= row.get(k, 0) < 2**31 for k in _NARROW)
     )
 
@@ -165,7 +166,9 @@ class Rows:
             elif kind is bool:
                 out[key] = np.array(values, np.bool_)
             else:
-                out[key] = np.array(values, np.int32 if key in _NARROW else np.int64)
+                out[key] = column = np.array(values, np.int32 if key in _NARROW else np.int64)
+                if column.max(initial=0) >= LARGE or column.min(initial=0) <= -LARGE:
+                    raise OverflowError(key)
         return out
 
     def finish(self) -> dict[str, Column]:
@@ -194,7 +197,8 @@ def _coded(values: Iterable[str], index: dict[str, int]) -> npt.NDArray[np.int32
 
 def without_tokens(rows: Rows, columns: dict[str, Column], tokens: int, prompts: int) -> list[int]:
     """Make streams whose tokens the column files do not hold into unfinished ones; their rows."""
-    over = (columns["offset"] + columns["tokens"] > tokens) | (columns["prompt_offset"] + columns["prompt"] > prompts)
+    over = columns["offset"] > tokens - columns["tokens"]  # a sum of two could wrap round
+    over |= columns["prompt_offset"] > prompts - columns["prompt"]
     for key in ("offset", "tokens", "prompt_offset", "prompt"):
         over |= columns[key] < 0
     bad = np.flatnonzero(over & (columns["position"] >= 0))

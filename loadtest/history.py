@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loadtest import records, scores
-from loadtest.columns import OUTCOMES, Coded, Column, merged
+from loadtest.columns import LARGE, OUTCOMES, Coded, Column, merged
 from loadtest.errors import HistoryError
 from loadtest.journal import Journal as Journal
 from loadtest.lines import File, R, read, stream_columns, typed
@@ -66,7 +66,7 @@ class StreamTable:
     prompt: I64
     prompt_start: I64  # index into History.prompts
     text_only: Bool
-    phase: I32  # index of the phase in which it was sent, -1 for none
+    phase: I64  # index of the phase in which it was sent, -1 for none
     replica: I32  # index into Run.replicas, 0 for the one server
 
     def __len__(self) -> int:
@@ -216,7 +216,7 @@ def _latest(files: list[File]) -> int:
     """The last time any line names: where an unfinished phase is taken to end."""
     keys = ("at_ns", "ended_ns", "acked_ns", "sent_ns", "invoked_ns", "started_ns")
     last = (row.get(k) for f in files for row in f.last.values() for k in keys)
-    return max((t for t in last if isinstance(t, int)), default=0)
+    return max((t for t in last if isinstance(t, int) and abs(t) < LARGE), default=0)
 
 
 def _spans(edges: Iterable[records.Phase], latest: int) -> tuple[Span, ...]:
@@ -232,8 +232,8 @@ def _spans(edges: Iterable[records.Phase], latest: int) -> tuple[Span, ...]:
     )
 
 
-def _phase_of(sent: I64, phases: tuple[Span, ...]) -> I32:
-    out = np.full(len(sent), -1, np.int32)
+def _phase_of(sent: I64, phases: tuple[Span, ...]) -> I64:
+    out = np.full(len(sent), -1, np.int64)
     for p in phases:
         out[(sent >= p.start) & (sent < p.end)] = p.index
     return out
@@ -333,7 +333,7 @@ def _table(files: list[File], parts: list[dict[str, Column]]) -> tuple[StreamTab
         prompt=prompt,
         prompt_start=np.cumsum(prompt) - prompt,
         text_only=column("text_only", np.bool_),
-        phase=np.full(len(sent), -1, np.int32),
+        phase=np.full(len(sent), -1, np.int64),
         replica=column("replica", np.int32),
     )
     return table, column("offset", np.int64), column("prompt_offset", np.int64)

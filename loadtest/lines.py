@@ -12,10 +12,9 @@ import numpy.typing as npt
 import orjson
 
 from loadtest import records
-from loadtest.columns import Column, Rows, without_tokens
+from loadtest.columns import LARGE, Column, Rows, without_tokens
 
 R = TypeVar("R", bound=records.Record)
-_LARGE = 2**61  # nanoseconds: 73 years of uptime; sums of two still fit into int64
 
 
 @dataclass
@@ -75,9 +74,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(v, get_args(hint)[0]) for v in value)
     if hint is int:
-        return type(value) is int and abs(value) < _LARGE
+        return type(value) is int and abs(value) < LARGE
     if hint is float:
-        return type(value) in (int, float) and abs(value) < _LARGE
+        return type(value) in (int, float) and abs(value) < LARGE
     return type(value) is hint
 
 
