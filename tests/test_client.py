@@ -349,6 +349,41 @@ def test_cancel_is_journaled_seen_by_the_server_and_raised(with_head: bool) -> N
     assert memory.ids[1] == ([11] if with_head else [])
 
 
+@pytest.mark.parametrize("hurried", [False, True])
+def test_many_cancelled_together_are_decoded_in_turns_unless_they_are_hurried(hurried: bool) -> None:
+    turns, journaled = [0], []
+
+    async def script(call: Call) -> None:
+        await call.send(CHUNKED)
+        await call.chunk(b"".join(event([i]) for i in range(200)))
+        await call.wait_left()
+
+    async def heart() -> None:
+        while True:
+            turns[0] += 1
+            await asyncio.sleep(0)
+
+    async def use(client: StreamClient, memory: Memory, server: RawServer) -> None:
+        beating = asyncio.ensure_future(heart())
+        tasks = [asyncio.ensure_future(client.stream(replace(ask(i), max_tokens=300))) for i in range(40)]
+        while len(server.calls) < 40:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        real = memory.stream
+        memory.stream = lambda *a: (journaled.append(turns[0]), real(*a))[1]
+        for _ in range(2 if hurried else 1):
+            for task in tasks:
+                task.cancel()
+            await asyncio.sleep(0)
+        assert {type(e) for e in await asyncio.gather(*tasks, return_exceptions=True)} == {asyncio.CancelledError}
+        beating.cancel()
+
+    memory = play(script, use)
+    records = [r for r in memory.records if isinstance(r, Stream)]
+    assert [(r.reason, r.tokens) for r in records] == [("cancelled", 200)] * 40
+    assert len(set(journaled)) > 20 if not hurried else len(set(journaled)) <= 3
+
+
 def test_connections_are_used_again_after_complete_streams_only() -> None:
     async def script(call: Call) -> None:
         if call.json["model"] == "tenant-a":

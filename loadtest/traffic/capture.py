@@ -33,6 +33,7 @@ from aiohttp.connector import Connection
 MAX_HEAD = 64 * 1024
 MAX_LINE = 4096  # of a chunk's size with extensions, or of a trailer
 MAX_TRAILERS = 64 * 1024
+MAX_KNOWN = 64  # events of one stream come in a few sizes
 MAX_INTERIM = 32  # guessed: one 100 and a few 103 are usual
 SLICE = 8 * 1024  # bytes taken in one go
 READ_COST = 96  # bytes that a kept read takes beside its payload: a tuple, an int, a bytes object
@@ -57,11 +58,17 @@ class Dechunker:
         self.rest = b""
         self._pending = b""  # an incomplete line
         self._left = 0  # payload bytes missing of the current chunk
+        self._known: dict[bytes, int] = {}  # sizes of whole chunks seen so far, by their lines
         self._expect = self._size  # what comes when nothing is missing
         self._trailers = 0
 
     def feed(self, data: bytes) -> bytes:
         """The payload in `data`. Raises ChunkError."""
+        line, _, rest = data.partition(b"\r\n")
+        size = self._known.get(line, -1)
+        whole = len(rest) == size + 2 and rest.endswith(b"\r\n")
+        if whole and not (self._pending or self._left) and self._expect == self._size:
+            return rest[:-2]  # the usual read, at a third of the cost
         if self._pending:
             data = self._pending + data
         out: list[bytes] = []
@@ -89,6 +96,8 @@ class Dechunker:
         if _SIZE.fullmatch(line) is None:
             raise ChunkError(f"{line[:20]!r} is no chunk size")
         self._left = int(line.partition(b";")[0], 16)
+        if self._left and len(self._known) < MAX_KNOWN:
+            self._known[line] = self._left
         self._expect = self._close if self._left else self._trailer
 
     def _close(self, line: bytes) -> None:

@@ -167,7 +167,7 @@ class StreamClient:
             await self._watched(self._urls[ask.replica], body, reads, state)
         except asyncio.CancelledError:
             state.ending, state.words = "cancelled", "cancelled by the user or the end of the run"
-            self._keep(decode(self._seen(ask, sent_ns, reads, state), self._options.redact))
+            await self._decoded(self._seen(ask, sent_ns, reads, state))  # at once when it is cancelled again
             raise
         return await self._decoded(self._seen(ask, sent_ns, reads, state))
 
@@ -181,7 +181,7 @@ class StreamClient:
                         return self._keep(found)
                     await asyncio.sleep(0)
             raise AssertionError("decoding ends with a result")
-        except asyncio.CancelledError:  # too late: the stream had ended by itself
+        except asyncio.CancelledError:  # the stream had ended already, or nobody has time for steps
             self._keep(decode(exchange, self._options.redact))
             raise
 

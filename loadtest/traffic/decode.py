@@ -221,14 +221,15 @@ def _event(event: Event, stamp: int, tally: _Tally) -> None:
     if error is not None or event.kind == b"error":
         words = f"{error.type}: {error.message}" if error else excerpt(event.data)
         raise _Breach("in_band_error", f"error frame: {words}")
-    _usage(chunk.get("usage"), tally)
+    if (usage := chunk.get("usage")) is not None:
+        _usage(usage, tally)
     choices = chunk.get("choices")
     if not isinstance(choices, list):
         raise _Breach("protocol", f"a chunk has no list of choices: {excerpt(event.data)}")
-    if len(choices) > 1:
-        raise _Breach("protocol", f"{len(choices)} choices in a chunk where one was asked for")
-    if choices:
+    if len(choices) == 1:
         _choice(choices[0], stamp, tally)
+    elif choices:
+        raise _Breach("protocol", f"{len(choices)} choices in a chunk where one was asked for")
 
 
 def _usage(usage: Any, tally: _Tally) -> None:
@@ -250,9 +251,11 @@ def _choice(choice: Any, stamp: int, tally: _Tally) -> None:
     if ids is not None:
         tally.has_ids = True
         count = _extend(tally.ids, ids)
-        if count:
+        if count == 1:
+            tally.stamps.append(stamp)
+        else:
             tally.stamps += [stamp] * count
-            tally.chunks += 1
+        tally.chunks += count > 0
     if choice.get("text"):
         tally.texts.append(stamp)
     finish = choice.get("finish_reason")
@@ -274,6 +277,9 @@ def _finish(finish: Any, count: int, tally: _Tally) -> None:
 
 def _extend(column: array[int], ids: Any) -> int:
     """Append ids; their number. A list with anything but int32 ids >= 0 is a breach and appends nothing."""
+    if isinstance(ids, list) and len(ids) == 1 and type(ids[0]) is int and 0 <= ids[0] < 2**31:  # the usual event
+        column.append(ids[0])
+        return 1
     try:
         new = array("i", ids) if isinstance(ids, list) else None
     except (TypeError, OverflowError):

@@ -68,7 +68,9 @@ class Parser:
         events: list[Event] = []
         if self._error is not None:
             raise SseError(self._error, events)
-        if self._is_one_event(chunk):
+        # "data: ...\n\n" with nothing pending is the usual read, and goes at a third of the cost.
+        usual = chunk.startswith(b"data: ") and chunk.find(b"\n") == len(chunk) - 2 and b"\r" not in chunk
+        if usual and chunk[-1] == 0x0A and len(chunk) <= self._max_chunk and self._idle():
             self._first_line = False
             return [Event(chunk[6:-2], b"message", self.ignored)]
         if self._after_cr and chunk:
@@ -93,16 +95,8 @@ class Parser:
                 self._fail(f"a line is longer than {self._max_line} bytes", events)
         return events
 
-    def _is_one_event(self, chunk: bytes) -> bool:
-        """Whether `chunk` is "data: ...\\n\\n", with nothing pending: the usual read, at a third of the cost."""
-        return (
-            chunk[:6] == b"data: "
-            and chunk.find(b"\n") == len(chunk) - 2
-            and chunk[-1] == 0x0A
-            and b"\r" not in chunk
-            and len(chunk) <= self._max_chunk
-            and not (self._tail or self._data or self._kind)
-        )
+    def _idle(self) -> bool:
+        return not (self._tail or self._data or self._kind)
 
     def eof(self) -> list[Event]:
         """The event that the end of the input left open, if it has data. Raises SseError at a broken bound."""

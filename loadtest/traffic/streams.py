@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 NS = 1_000_000_000
 DEAD_AFTER = 5
-CANCEL_S = 5.0  # for cancelled streams to be journaled
+CANCEL_S = 5.0  # for cancelled streams to be journaled; then they are hurried
 
 Message = dict[str, Any]
 
@@ -169,10 +169,11 @@ class Streams:
         self.close()
         if self._open and patience_s > 0:
             await asyncio.wait(self._open, timeout=patience_s)
-        for stream in self._open:
-            stream.cancel()
-        if self._open:
-            await asyncio.wait(self._open, timeout=CANCEL_S)
+        for _ in range(2):  # the second time they do not decode in steps any more
+            for stream in self._open:
+                stream.cancel()
+            if self._open:
+                await asyncio.wait(self._open, timeout=CANCEL_S)
         await asyncio.sleep(0)  # done callbacks
 
 
