@@ -58,9 +58,10 @@ def summary(rows: list[tuple[float, float, float, int]], streams: int) -> tuple[
     slope, start = np.polyfit(at[late] - at[late][0], memory[late], 1)
     growth = slope * (at[-1] - at[late][0])
     words = (
-        f"{at[-1]:.0f} s at {streams} streams, {cpu[-1] / at[-1]:.2f} of a core: "
-        f"{start:.1f} MB after {at[late][0]:.0f} s, {start + growth:.1f} MB at the end (fitted; least {memory[late].min():.1f}, most {memory[late].max():.1f}), "
-        f"{3600 * slope:+.2f} MB an hour, {1000 * memory[late].max() / streams:.0f} kB a stream with everything counted"
+        f"{at[-1]:.0f} s at {streams} streams, {cpu[-1] / at[-1]:.2f} of a core: {start:.1f} MB after "
+        f"{at[late][0]:.0f} s, {start + growth:.1f} MB at the end (fitted; least {memory[late].min():.1f}, most "
+        f"{memory[late].max():.1f}), {3600 * slope:+.2f} MB an hour, {1000 * memory[late].max() / streams:.0f} kB a "
+        "stream with everything counted"
     )
     return words, abs(growth) <= TOLERATED * start
 
