@@ -47,6 +47,8 @@ COMMON = (
     "test_analysis_attribution",
     "test_verdict",
     "test_analysis_latency",
+    "test_analysis_case",
+    "test_analysis_document",
     "test_guarantees_oracle",
 )
 FIRST = {  # the tests that are closest to a module run first
@@ -58,8 +60,11 @@ FIRST = {  # the tests that are closest to a module run first
     "gaps": ("test_analysis_latency",),
     "ledger": ("test_analysis_latency",),
     "isolated": ("test_analysis_latency",),
-    "export": ("test_verdict",),
-    "gates": ("test_verdict",),
+    "timeline": ("test_analysis_document",),
+    "case": ("test_analysis_case",),
+    "client": ("test_analysis_case",),
+    "export": ("test_analysis_document", "test_verdict"),
+    "gates": ("test_analysis_case", "test_verdict"),
     "verdict": ("test_verdict",),
     "effects": ("test_verdict",),
 }

@@ -187,3 +187,92 @@ def test_all_noise_up_to_two_in_a_hundred_accuses_nobody() -> None:
     found = attributed("\n".join(lines))
     assert {c for _, c, _ in runs(found)} == {1}
     assert len(found.fallback) == 0
+
+
+def test_any_id_can_be_a_marker_and_any_number_of_contents_can_share_it() -> None:
+    h = history(LOADS + "stream a 5: v0*3")
+    zero = tuple(replace(v, markers=(0,) if v.version == "v1" else (1,)) for v in h.versions)
+    h = replace(h, versions=zero, ids=np.array([0, 1, 2], np.int32))
+    assert token_codes(h, timeline(h).contents).tolist() == [1, UNKNOWN, PLAIN]
+    three = replace(h, versions=tuple(replace(v, markers=(1,)) for v in h.versions))
+    assert token_codes(three, timeline(three).contents).tolist() == [PLAIN, UNKNOWN, PLAIN]
+
+
+def test_a_base_stream_without_a_token_of_its_own_is_not_judged() -> None:
+    found = attributed("stream base 5: | rejected\nstream base 6: x\nstream base 7: x | text")
+    assert found.judged.tolist() == [False, True, False]
+    assert found.informative == 1
+
+
+def test_tokens_are_counted_once_as_informative_or_as_noise() -> None:
+    """Tokens of base, a fallback's stream and what it holds besides are no part of what noise is weighed by."""
+    found = attributed(
+        "stream a 15: v1*9 x v1\nstream a 16: v1*3 x*20\nstream b 17: v0*4 x*2 v0\nstream base 18: x*7\n"
+        "stream a 19: x*6"
+    )
+    assert (found.noise.tokens, found.noise.plain, found.noise.strays) == (10 + 1 + 5 + 2, 3, 0)
+    assert found.informative == (10 + 3 + 5) + (20 + 6) + 7
+    assert found.plain == {"a": 1, "b": 2}
+    assert found.fallback.count.tolist() == [20, 6]
+    assert found.fallback.first.tolist() == [14, 48]
+    assert found.fallback.last.tolist() == [33, 53]
+
+
+def test_a_short_stream_is_noise_only_where_drift_was_seen() -> None:
+    big = "\n".join(f"stream a {15 + i}: v1*50 {'v1' if i else 'b/v0'} v1*49" for i in range(LONE // 100 + 1))
+    quiet = attributed(big + "\nstream b 99: v0*2")
+    assert (quiet.noise.believed, (11, 2, 2) in runs(quiet)) == ("none", True)
+    drift = attributed(big + "\nstream b 99: v0*2 x")
+    assert {content for _, content, _ in runs(drift)} == {1}
+
+
+@pytest.mark.parametrize(("count", "kept"), [(2, False), (3, True)])
+def test_two_markers_beside_a_fallback_are_the_bases_own(count: int, kept: bool) -> None:
+    found = attributed(f"stream a 15: x*20 v1*{count}\nstream b 16: v0")
+    assert runs(found) == ([(0, 1, count)] if kept else []) + [(1, 2, 1)]
+
+
+@pytest.mark.parametrize(("invoked", "fallback"), [("23", 0), ("23.001", 0), ("23.002", 8)])
+def test_a_load_of_unknown_content_explains_plain_tokens_from_its_invocation_on(invoked: str, fallback: int) -> None:
+    """The last token is read at 23 ms, and clocks may be a microsecond wrong."""
+    h = history(LOADS + f"load a bad:x {invoked} 30 ok bad\nstream a 15: x*8")
+    found = attribute(h, lookup(timeline(h, 1000)))
+    assert found.fallback.count.tolist() == ([fallback] if fallback else [])
+    assert found.plain["a"] == 0
+
+
+@pytest.mark.parametrize(
+    ("hits", "of", "leak"),
+    [(6, 128, False), (7, 128, True), (3, 8, False), (4, 8, True), (4, 15, False), (5, 15, True)],
+)
+def test_a_base_may_show_as_many_markers_as_chance_explains(hits: int, of: int, leak: bool) -> None:
+    """P(7 of 128) = 8e-11, P(4 of 8) = 7e-11, but P(4 of 15) = 1.4e-9: one in a thousand tokens, odds of 1e-9."""
+    assert runs(attributed(base_stream(hits, of))) == ([(0, 1, hits)] if leak else [])
+
+
+def test_a_leak_into_base_is_one_run_from_its_first_token_to_its_last() -> None:
+    """Also of the first content of all, loaded by the first operation of all."""
+    found = attributed("stream base 15: a/v1*4 x*3 a/v0*4 a/v1*4 a/v0*4\nstream base 16: a/v0*8")
+    r = found.runs
+    seen = zip(runs(found), r.first.tolist(), r.last.tolist(), ((r.until - r.begin) // 10**6).tolist(), strict=True)
+    assert list(seen) == [((0, 1, 8), 0, 14, 14), ((0, 0, 8), 7, 18, 11), ((1, 0, 8), 19, 26, 7)]
+    assert not found.own.any()
+
+
+def test_a_base_that_loops_once_in_ten_hits_is_not_accused() -> None:
+    leak = base_stream(40, marker="a/v7") + "".join(base_stream(40, at=16 + i) for i in range(10))
+    assert runs(attributed(leak)) == []
+
+
+def test_blocks_of_tokens_give_the_same_attribution_whatever_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["v1*5", "| rejected", "v0 v1@40 x v1*2", "x*9", "b/v0*3 x", "v1 | text", "x*6", "v1*2 x*8 v1*3"]
+    text = "\n".join(f"stream {'a' if n % 3 else 'base'} {15 + n}: {words[n % len(words)]}" for n in range(48))
+    whole = attributed(text)
+    monkeypatch.setattr("loadtest.history.blocks.__defaults__", (6,))
+    parts = attributed(text)
+    assert parts.code.tolist() == whole.code.tolist()
+    assert parts.judged.tolist() == whole.judged.tolist()
+    for a, b in ((whole.runs, parts.runs), (whole.fallback, parts.fallback)):
+        assert len(a) > 3
+        for name in ("stream", "content", "first", "last", "count", "begin", "until"):
+            assert getattr(a, name).tolist() == getattr(b, name).tolist(), name

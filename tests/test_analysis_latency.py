@@ -9,8 +9,9 @@ import pytest
 from minihistory import history
 
 from loadtest.analysis.case import Case, open_case
-from loadtest.analysis.gaps import gaps, matched_windows, outside, stalls, swap_windows
-from loadtest.analysis.isolated import Budget, isolated
+from loadtest.analysis.gaps import extent, gaps, matched_windows, median_length, outside, stalls, swap_windows
+from loadtest.analysis.guarantees import complete
+from loadtest.analysis.isolated import Budget, bystander_names, bystanders, isolated
 from loadtest.analysis.latency import by_adapter, by_arm, hangover
 from loadtest.analysis.ledger import Ledger, figure, ledger, stall_effect
 
@@ -308,3 +309,206 @@ def test_failures_of_bystanders_need_odds_of_a_thousand_to_one(failed: int, stat
     """Half of the streams overlap a swap: 2^-9 = 0.002, 2^-10 = 0.00098."""
     text = SWAPS + "".join(bystander(i, "| cut max=4" if i <= failed else "v0*4", "v0*4") for i in range(1, 11))
     assert budgets(text, error_rate=0.0)[1][0].status == status
+
+
+def ms(found: np.ndarray, case: Case) -> list[float]:
+    """Milliseconds since the run began."""
+    return ((found - case.origin) / 1e6).tolist()
+
+
+def test_a_gap_that_only_touches_a_window_is_none_of_its() -> None:
+    case = case_of("load a v1 1000 1010 ok\nstream a 900: v0@950 v0@1000\nstream a 1200: v1@1260 v1@1300")
+    window = swap_windows(case.swaps, np.ones(1, bool))
+    s = stalls(gaps(case), window)
+    assert math.isnan(only(s.longest_ms))
+    assert (only(s.covered), only(s.weighted)) == (0.0, 0.0)
+    assert len(outside(window, int(window.start[0]), int(window.end[0])).start) == 0
+
+
+@pytest.mark.parametrize(("second", "matched"), [(1520, [0, 1]), (1519.999, [0])])
+def test_a_matched_window_may_begin_as_the_swap_before_it_ends(second: float, matched: list[int]) -> None:
+    """A swap of 10 ms fills 260 ms: [1000, 1260], and what is matched with the second begins 260 ms before it."""
+    case = case_of(f"load a v1 1000 1010 ok\nload b v1 {second} {second + 10} ok")
+    quiet = matched_windows(case.swaps, swap_windows(case.swaps, np.ones(2, bool)))
+    assert quiet.swap.tolist() == matched
+
+
+def test_of_two_swaps_asked_for_at_once_the_first_has_no_window() -> None:
+    case = case_of("load a v1 1000 1010 ok\nload a v2 1000 1010 ok")
+    windows = swap_windows(case.swaps, np.ones(2, bool))
+    assert (ms(windows.start, case), ms(windows.end, case)) == ([1000, 1000], [1000, 1260])
+    assert matched_windows(case.swaps, windows).swap.tolist() == [1]
+
+
+def test_a_stream_that_stalled_before_or_at_its_last_token_has_no_gap_to_its_end() -> None:
+    case = case_of(
+        "stream a 5: v0@10 v0@13 | stalled ended=13\nstream a 6: | stalled ended=50\nstream a 7: v0 | unfinished"
+    )
+    found = gaps(case).every(9)
+    assert (ms(found.start, case), ms(found.end, case)) == ([10], [13])
+    assert extent(gaps(case)) == (case.origin + 10_000_000, case.origin + 13_000_000)
+    assert extent(gaps(case_of("stream a 5: v0"))) is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "median"),
+    [
+        ("v0@10 v0@17", 7.0),
+        ("v0@10 v0@17 v0@20", 5.0),
+        ("v0@10 v0@17 v0@20 v0@21", 3.0),
+        ("v0@10 v0@17 v0@20 v0@21 v0@41", 5.0),
+    ],
+)
+def test_the_median_gap_by_hand(tokens: str, median: float) -> None:
+    assert median_length(gaps(case_of(f"stream a 5: {tokens}"))) == median * 1e6
+
+
+def test_thinning_begins_beyond_the_limit_and_takes_every_nth_over_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = case_of("stream a 5: v0*8\nstream a 6: v0*5\nstream a 7: v0*9")
+    assert [len(gaps(case).every(most).start) for most in (19, 18, 10, 9, 1)] == [19, 10, 10, 7, 1]
+    third = gaps(case).every(9)
+    monkeypatch.setattr("loadtest.history.blocks.__defaults__", (6,))
+    again = gaps(case).every(9)
+    assert (again.stream.tolist(), again.start.tolist()) == (third.stream.tolist(), third.start.tolist())
+
+
+def spaced(start: float, count: int, tokens: int, gap: float, word: str = "v0") -> str:
+    """`count` streams, each 20 ms after the one before, of `tokens` tokens."""
+    at = [start + 20 * i for i in range(count)]
+    return "".join(f"stream a {t}: {steps(t, tokens, gap)}\n" for t in at).replace("v0", word)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "tokens", "more", "because"),
+    [
+        (6, 6, 8, "", ""),
+        (5, 6, 8, "", "5 streams ended before the first swap, 6 began after the last"),
+        (6, 5, 8, "", "6 streams ended before the first swap, 5 began after the last"),
+        (6, 6, 7, "", "0 streams ended before the first swap, 0 began after the last"),
+        (5, 6, 8, "stream a 900: v0*7 v0@1000", "5 streams ended before the first swap, 6 began after the last"),
+        (5, 6, 8, "stream a 900: v0*7 v0@999.999", ""),
+        (6, 5, 8, "stream a 1010: v1*8", "6 streams ended before the first swap, 5 began after the last"),
+        (6, 5, 8, "stream a 1010.001: v1*8", ""),
+        (6, 6, 8, "load a v0 1216 1217 ok rollback", "6 streams ended before the first swap, 5 began after the last"),
+        (6, 6, 8, "load a v0 1216.001 1217 ok rollback", ""),
+    ],
+)
+def test_a_hangover_takes_six_streams_of_eight_tokens_a_side(
+    before: int, after: int, tokens: int, more: str, because: str
+) -> None:
+    """The swap is [1000, 1010]; the sixth stream after it is sent at 1200 and read until 1216."""
+    text = spaced(10, before, tokens, 2) + "load a v1 1000 1010 ok\n" + spaced(1100, after, tokens, 2, "v1") + more
+    h = hangover(case_of(text))
+    assert h.because == because
+    assert math.isnan(h.ratio) == bool(because)
+
+
+@pytest.mark.parametrize(("apart", "same"), [(16.0, True), (15.9, False)])
+def test_a_quarter_more_arrivals_are_the_same_load(apart: float, same: bool) -> None:
+    """Every 20 ms before, three streams open at a time; every 16 ms after, on a server so slow that 25 are."""
+    before = "".join(f"stream a {10 + 20 * i}: {steps(10 + 20 * i, 10, 6)}\n" for i in range(41))
+    after = "".join(f"stream a {1100 + apart * i}: {steps(1100 + apart * i, 10, 40)}\n" for i in range(41))
+    h = hangover(case_of(before + "load a v1 1000 1010 ok\n" + after.replace("v0", "v1")))
+    assert (h.because == "") == same
+    assert h.ratio == pytest.approx(40 / 6)
+
+
+def test_a_first_token_read_as_the_swap_is_asked_for_is_its_effect() -> None:
+    assert only(book_of("load a v1 100 150 ok\nstream a 90: v1@100").effect) == 0.0
+    assert math.isnan(only(book_of("load a v1 100 150 ok\nstream a 90: v1@99.999").effect))
+    again = "load a v1 100 110 ok\nload a v0 200 210 ok\nload a v1 300 310 ok\nstream a 290: v1@"
+    effects = [book_of(again + at).effect.tolist() for at in ("300", "299.999")]
+    assert (math.isnan(effects[0][0]), effects[0][2]) == (True, 0.0)
+    assert (effects[1][0], math.isnan(effects[1][2])) == (pytest.approx(199.999), True)
+
+
+def test_old_content_drains_until_it_is_loaded_again() -> None:
+    text = "load a v1 100 110 ok\nload a v0 200 210 ok\nstream a 90: v0@120\nstream a 150: v0@"
+    assert book_of(text + "200").drain.tolist()[0] == 10.0
+    assert book_of(text + "199 v0@250").drain.tolist()[0] == 90.0
+    assert math.isnan(only(book_of("load a v1 100 110 fail\nstream a 90: v0@120").drain))
+    assert math.isnan(only(book_of("load a v1 100 110 fail\nstream a 90: v1@120").effect))
+
+
+def test_a_swap_meets_in_the_middle_who_was_there_before_and_stays() -> None:
+    swap = "load a v1 100 150 ok\n"
+    assert only(book_of(swap + "stream a 99.999: v0@100.001").across) == 1
+    assert only(book_of(swap + "stream a 100: v0@120").across) == 0
+    assert only(book_of(swap + "stream a 90: v0@100").across) == 0
+    assert only(book_of(swap + "stream a 90: v0@100").exposed) == 1
+
+
+def test_violations_of_a_swap_are_those_of_streams_beside_it() -> None:
+    case = case_of(
+        "load a v1 100 150 ok\nload b v1 300 350 ok\nstream a 140: v0 | cut\nstream a 151: v1 | cut\nstream b 310: v1"
+    )
+    book = ledger(case, gaps(case), [complete(case)])
+    assert book.flagged["complete"].tolist() == [1, 0]
+    assert (book.exposed.tolist(), book.attributable.tolist(), book.across.tolist()) == ([1, 1], [1, 1], [0, 0])
+
+
+def test_one_value_has_no_interval_but_a_lower_bound_of_nothing() -> None:
+    f = figure(np.array([5.0]))
+    assert (f["p50"], f["n"], f["interval"], f["interval_p90"]) == (5.0, 1.0, (0.0, math.inf), (0.0, math.inf))
+
+
+def test_a_group_without_tokens_has_no_rate() -> None:
+    case = case_of("stream a 5: v0@10 v0@14\nstream a 6: v0\nstream b 7: | rejected\nstream base 8: x*3 | text")
+    a, b, base = by_adapter(case, gaps(case).every(9))
+    assert (a.streams, a.tokens, a.figures["tpot_ms"]["n"], a.figures["tpot_ms"]["p50"]) == (2, 3, 1.0, 4.0)
+    assert (a.figures["ttft_ms"]["n"], a.figures["itl_ms"]["n"]) == (2.0, 1.0)
+    assert (b.streams, b.fail, b.tokens, math.isnan(b.tokens_per_s)) == (1, 1, 0, True)
+    assert base.tokens_per_s == pytest.approx(1000)
+    assert math.isnan(base.figures["tpot_ms"]["p50"])  # ids of text-only streams are guesses
+
+
+@pytest.mark.parametrize(("limit", "status"), [(0.5, "PASS"), (0.499, "UNKNOWN"), (0.18, "FAIL"), (0.19, "UNKNOWN")])
+def test_an_error_budget_is_kept_by_a_rate_on_it_and_broken_by_a_whole_interval(limit: float, status: str) -> None:
+    """5 of 10 inside: [0.187, 0.813]; none outside, of 90 streams: chance 1e-5."""
+    text = SWAPS + "".join(bystander(i, "| cut max=4" if i <= 5 else "v0*4", "v0*4") for i in range(1, 11))
+    text += "".join(f"stream b {1000 * i + 500 + k}: v0*2\n" for i in range(1, 11) for k in range(1, 9))
+    assert budgets(text, error_rate=limit)[1][0].status == status
+
+
+def test_failures_where_nobody_streams_outside_of_swaps_are_the_swaps() -> None:
+    text = SWAPS + "".join(f"stream b {1000 * i}: | cut max=4\n" for i in range(1, 11))
+    kinds, (budget,) = budgets(text, error_rate=0.0)
+    assert (budget.status, kinds) == ("FAIL", {"error_rate": 1})
+
+
+@pytest.mark.parametrize(("windows", "status"), [(6, "PASS"), (5, "UNKNOWN")])
+def test_six_windows_with_traffic_bound_a_stall(windows: int, status: str) -> None:
+    lines = "".join(bystander(i, steps(1000 * i, 10, 5), steps(1000 * i + 500, 10, 5)) for i in range(1, windows + 1))
+    assert budgets(SWAPS + lines, stall=2.0)[1][0].status == status
+    few = "".join(line for line in SWAPS.splitlines(True) if int(line.split()[3]) <= 1000 * windows)
+    assert budgets(few + lines, stall=2.0)[1][0].status == status
+
+
+@pytest.mark.parametrize(("limit", "status"), [(4.0, "PASS"), (3.99, "FAIL")])
+def test_a_stall_budget_is_kept_by_a_ratio_on_it(limit: float, status: str) -> None:
+    """All gaps 20 ms inside and 5 ms outside: ratio and interval are exactly 4, but no single gap is over 4 times."""
+    text = SWAPS + "".join(bystander(i, steps(1000 * i, 10, 20), steps(1000 * i + 500, 10, 5)) for i in range(1, 11))
+    (budget,) = budgets(text, stall=limit)[1]
+    assert (budget.value, budget.status) == (4.0, status)
+
+
+def test_both_budgets_of_bystanders_can_break_and_the_first_reason_stays() -> None:
+    text = SWAPS + "".join(
+        bystander(i, f"{steps(1000 * i, 10, 20)} | cut max=20", steps(1000 * i + 500, 10, 5)) for i in range(1, 11)
+    )
+    case = case_of(text)
+    finding, found = isolated(case, gaps(case), 0.0, 2.0)
+    assert (finding.violations, finding.kinds) == (2, {"error_rate": 1, "stall": 1})
+    assert [w.kind for w in finding.witnesses] == ["error_rate", "stall"]
+    assert [b.name for b in found] == ["isolated_error_rate", "isolated_stall"]
+    quiet = case_of("load a v1 1000 1050 ok\nstream a 990: v0")
+    finding, found = isolated(quiet, gaps(quiet), 0.0, 2.0)
+    assert (finding.violations, finding.unknown) == (0, "no stream was exposed to it")
+    assert [b.status for b in found] == ["UNKNOWN", "UNKNOWN"]
+
+
+def test_bystanders_are_named_whether_they_stream_or_not() -> None:
+    assert bystander_names(case_of("load a v1 10 20 ok\nload c v0 0 1 ok\nstream base 5: x")) == ["b", "base", "c"]
+    assert bystander_names(case_of("stream base 5: x")) == []
+    assert bystanders(case_of("load a v1 10 20 ok\nstream a 5: v0\nstream b 6: v0")).tolist() == [False, True]
+    assert bystanders(case_of("stream a 5: v0")).tolist() == [False]

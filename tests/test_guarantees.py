@@ -308,3 +308,173 @@ def waits(seen_after: int, silent: int) -> str:
 )
 def test_a_load_is_given_as_long_as_the_slowest_that_was_seen(seen_after: int, silent: int, lost: bool) -> None:
     assert broken(waits(seen_after, silent)).get("durable", {}) == ({"lost": 1} if lost else {})
+
+
+BOUNDARIES = {
+    "a token read as its refused load was asked for": (
+        "load a v2 20 30 fail\nstream a 15: v2@20",
+        {"valid": {"aborted": 1}},
+    ),
+    "and one read before that": ("load a v2 20 30 fail\nstream a 15: v2@19.999", {"valid": {"prophetic": 1}}),
+    "a token read as its load was asked for": ("load a v2 20 30 ok\nstream a 15: v2@20", {}),
+    "no token where usage counts one": ("stream a 15: | usage=1 eos", {"complete": {"truncated": 1}}),
+    "a token where usage counts none": ("stream a 15: v1 | usage=0 max=4 eos", {"complete": {"duplicated": 1}}),
+    "a token where usage is not on record": ("stream a 15: v1 | usage=-1 max=4 eos", {}),
+    "as many as usage and max_tokens say": ("stream a 15: v1*4 | usage=4 max=4", {}),
+    "text-only streams are not counted": ("stream a 15: v1*4 | usage=3 max=2 text", {}),
+    "but must end": ("stream a 15: v1*4 | nodone text", {"complete": {"truncated": 1}}),
+    "sent as the load was acked": ("stream a 12: v0@13", {}),
+    "sent just after": ("stream a 12.001: v0@13", {"fresh": {"stale": 1}}),
+    "loads that touch are concurrent": ("load a v2 12 14 ok\nstream a 15: v1@16", {}),
+    "loads that do not are not": ("load a v2 12.001 14 ok\nstream a 15: v1@16", {"fresh": {"stale": 1}}),
+    "traffic before the first load of an adapter that was there": (
+        "load c v1 10 12 ok operator\nstream c 9.999: x*8",
+        {},
+    ),
+    "traffic from the first load on": (
+        "load c v1 10 12 ok operator\nstream c 10: x*8",
+        {"valid": {"fallback": 1}},
+    ),
+    "traffic of an adapter that this run never loads": ("stream c 10: x*8", {}),
+    "a refused load accepts no excuse": (
+        "load c v0 0 1 ok\nload c bad:x 10 11 fail bad\nstream c 15: x*8",
+        {"valid": {"fallback": 1}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDARIES)
+def test_what_lies_on_a_limit_is_innocent_and_what_lies_beyond_is_not(name: str) -> None:
+    text, expected = BOUNDARIES[name]
+    assert broken(TWO + text) == expected
+
+
+def exposure(text: str, name: str) -> int:
+    return findings(TWO + text)[name].exposed
+
+
+def test_a_stream_can_be_stale_when_it_was_sent_after_an_ack() -> None:
+    assert [exposure(f"stream a {t}: v1@13", "fresh") for t in ("12", "12.001")] == [0, 1]
+    assert exposure("load b v1 20 21 fail\nstream b 25: v0", "fresh") == 0  # a refused swap cannot be missed
+    early = open_case(history(TWO + "stream a 12.001: v1@13"), epsilon=1000)
+    assert of_case(early)["fresh"].exposed == 0
+
+
+def test_a_stream_can_be_inverted_when_a_token_was_read_before_it_was_sent() -> None:
+    assert [exposure(f"stream a 13: v1@15\nstream a {t}: v1@16", "monotonic") for t in ("15", "15.001")] == [0, 1]
+
+
+def test_an_adapters_own_swap_exposes_its_streams_to_a_tear() -> None:
+    other = "load b v1 40 50 ok\n"
+    assert exposure(other + "stream a 45: v1@46", "untorn") == 0
+    assert exposure(other + "stream b 45: v1@46", "untorn") == 1
+    assert exposure(other + "stream b 45: x@46", "untorn") == 0
+
+
+def test_a_stale_witness_leaves_out_loads_that_touch() -> None:
+    """v1 begins as v0 ends, v3 is acked as the stream is sent: only v2 is surely newer."""
+    text = "load a v0 0 1 ok\nload a v1 1 5 ok\nload a v2 10 12 ok\nload a v3 30 40 ok\nstream a 40: v0*2"
+    w = findings(text)["fresh"].witnesses[0]
+    assert w.versions == ("v0", "v2")
+    assert w.text.endswith("stale by 1 version and 28.0 ms")
+
+
+def test_an_invalid_witness_is_that_of_the_earliest_token() -> None:
+    leak, fallback = "b/v0*3", "x*8"
+    first = findings(TWO + f"stream a 15: v1*2 {leak} v1 {fallback}")["valid"].witnesses[0]
+    assert (first.kind, first.tokens, first.versions) == ("leak", (2, 4), ("v0",))
+    second = findings(TWO + f"stream a 15: v1*2 {fallback} v1 {leak}")["valid"].witnesses[0]
+    assert (second.kind, second.tokens, second.versions) == ("fallback", (2, 9), ())
+    assert second.text == "stream e0-0 of a: tokens 2..9 are no version's markers, so the base's (fallback)"
+    long = findings(TWO + "stream a 15: v1*5 x*30 v1*5")["valid"].witnesses[0]
+    assert (long.tokens, len(long.ids)) == ((5, 34), 2 + 9 + 2)  # the first nine, and two on either side
+    one = findings(TWO + "stream a 15: v1*2 b/v0 v1*2")["valid"].witnesses[0]
+    assert one.text == "stream e0-0 of a: token 2 is b's v0 (leak)"
+    assert (one.swap, one.at_ms) == ("e0-1", 18.0)
+
+
+def test_an_aborted_witness_names_the_newest_refused_load_begun_by_then() -> None:
+    loads = "load a v2 20 21 fail\nload a v2 30 31 fail\nload a v2 40 41 fail\n"
+    for read, op, ago in (
+        ("30", "e0-4", "invoked 0.0 ms before, refused 1.0 ms after"),
+        ("35", "e0-4", "refused 4.0 ms before"),
+    ):
+        w = findings(TWO + loads + f"stream a 15: v2@{read}")["valid"].witnesses[0]
+        assert (w.kind, w.swap) == ("aborted", op)
+        assert f"v2, which the server had refused: swap {op}, {ago} (aborted)" in w.text
+    early = findings(TWO + loads + "stream a 15: v2@19")["valid"].witnesses[0]
+    assert (early.kind, early.swap) == ("prophetic", "e0-3")
+    alien = findings(TWO + "declare a v9\nstream a 15: v9")["valid"].witnesses[0]
+    assert "token 0 is v9, which this run never loads (alien)" in alien.text
+
+
+def test_an_incomplete_witness_says_how_far_it_came() -> None:
+    w = findings(TWO + "stream a 15: v1@18 | cut max=8 ended=20 usage=5")["complete"].witnesses[0]
+    assert w.text == (
+        "stream e0-0 of a: cut after 1 of 8 tokens, 5.0 ms after it was sent, usage says 5; "
+        "last swap e0-2, acked 8.0 ms before"
+    )
+    assert (w.swap, w.at_ms) == ("e0-2", 20.0)
+    before = findings(TWO + "stream a 5: v0@9 | cut max=8 usage=0")["complete"].witnesses[0]
+    assert before.text == "stream e0-0 of a: cut after 1 of 8 tokens, 4.0 ms after it was sent, usage says 0"
+    assert before.swap == ""
+
+
+def test_a_flip_witness_names_the_newer_token_and_the_later_one() -> None:
+    w = findings(TWO + "stream a 5: v0*4 v1@12 v0@14")["ordered"].witnesses[0]
+    assert (w.tokens, w.versions, w.swap, w.at_ms) == ((4, 5), ("v1", "v0"), "e0-2", 14.0)
+    assert (
+        "token 4 is v1, the later token 5 is the older v0 (v1: swap e0-2, acked 2.0 ms before): flip at 4..5" in w.text
+    )
+
+
+def test_a_leak_into_a_bystander_is_told_by_its_tokens() -> None:
+    found = findings(TWO + "stream b 15: v0*2 a/v1 v0*2\nstream b 16: v0*2 a/v1*12 v0*2")["isolated"]
+    one, many = found.witnesses
+    assert one.text == "stream e0-0 of bystander b: token 2 is a's v1"
+    assert many.text == "stream e0-1 of bystander b: 12 tokens from 2 to 13 are a's v1"
+    assert (many.tokens, len(many.ids), many.versions) == ((2, 13), 13, ("v1",))
+
+
+@pytest.mark.parametrize(
+    ("rejected", "served", "wiped"),
+    [("22 23", "", True), ("22", "", False), ("22 23", "24", False), ("22 23", "21.5", True), ("22 23", "22.5", False)],
+)
+def test_two_rejected_streams_and_none_served_since_are_wiped(rejected: str, served: str, wiped: bool) -> None:
+    text = TWO + "stream a 13: v1*2\nload a bad:x 20 21 fail bad\n"
+    text += "".join(f"stream a {t}: | rejected\n" for t in rejected.split())
+    text += "".join(f"stream a {t}: v1\n" for t in served.split())
+    found = findings(text)["durable"]
+    assert found.kinds == ({"wiped": 1} if wiped else {})
+    assert found.exposed == (1 if len((rejected + " " + served).split()) >= 2 else 0)
+
+
+def test_a_wiped_adapter_must_have_been_served_since_the_last_good_load() -> None:
+    gone = "".join(f"stream a {t}: | rejected\n" for t in (22, 23))
+    refused = "load a bad:x 20 21 fail bad\n"
+    for before, wiped in (("12", False), ("12.001", True), ("19.999", True), ("20", False)):
+        text = TWO + f"stream a {before}: v1@20.5\n" + refused + gone
+        assert ("durable" in broken(text)) == wiped, before
+    other = gone.replace("| rejected", "| rejected status=503")
+    assert "durable" not in broken(TWO + "stream a 13: v1*2\n" + refused + other)
+    both = gone.replace("22: | rejected", "22: | rejected status=400")
+    assert broken(TWO + "stream a 13: v1*2\n" + refused + both)["durable"] == {"wiped": 1}
+
+
+def test_reverted_weighs_how_often_old_was_shown_before() -> None:
+    """n newer streams, then k older: the share is 1 / (n + 2). 1 / 12 to the sixth is 3e-7, to the fifth 4e-6."""
+
+    def kinds(newer: int, older: int) -> dict[str, int]:
+        text = TWO + "".join(f"stream a {13 + i}: v1@{13.5 + i}\n" for i in range(newer))
+        text += "".join(f"stream a {60 + i}: v0@{60.5 + i}\n" for i in range(older))
+        return findings(text)["durable"].kinds
+
+    assert kinds(10, 6) == {"reverted": 1}
+    assert kinds(10, 5) == {}
+    text = findings(
+        TWO
+        + "".join(f"stream a {13 + i}: v1*2\n" for i in range(10))
+        + "".join(f"stream a {60 + i}: v0*2\n" for i in range(6))
+    )["durable"].witnesses[0]
+    assert "stream e0-9 still shows v1 or newer, all 6 streams from e0-10 on show only older versions" in text.text
+    assert (text.stream, text.at_ms, text.swap) == ("e0-10", 60.0, "e0-2")

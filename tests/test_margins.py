@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from minihistory import history
+from minihistory import history, ns
 
 from loadtest.analysis.case import open_case
 from loadtest.analysis.margins import RUN
-from loadtest.analysis.trust import ENOUGH, PROOF, trust
+from loadtest.analysis.trust import ENOUGH, PROOF, Trust, early, first_contents, trust
 from loadtest.analysis.verdict import Require, judge
 from loadtest.history import History
 from loadtest.scores import BASE, Scores
@@ -202,3 +202,110 @@ def test_a_stream_that_was_not_scored_says_nothing() -> None:
     recorded = scored(lines("stream a 1600: x*12", "stream a 1700: x*12"), {A0: "#" * 12, A1: "#" * 12, A2: "." * 12})
     assert runs(recorded, PROOF + 1) == []
     assert not open_case(recorded).attribution.judged[PROOF + 1]
+
+
+def proven(*rows: list[float], more: dict | None = None) -> Trust:
+    """What early streams with these margins against their own content prove; `more`: one stream of base."""
+    recorded = lines("stream base 500: x*8")
+    margins: dict = {i: {A0: np.array(row, np.float32)} for i, row in enumerate(rows)}
+    margins |= {PROOF: {s: np.array(m, np.float32) for s, m in more.items()}} if more else {}
+    return trust(replace(recorded, scores=Scores(margins, {}, ("a", "b", "base"), "")))
+
+
+@pytest.mark.parametrize(
+    ("early", "limits"),
+    [
+        ([0.0] * ENOUGH, (0.05, 0.5, 3.0)),
+        ([0.0] * (ENOUGH - 1), None),
+        ([0.0] * (ENOUGH - 1) + [np.nan] * 9, None),
+        ([0.0] * ENOUGH + [np.nan] * 9, (0.05, 0.5, 3.0)),
+        ([0.0, 0.1] * 100, (0.15, 0.6, 3.0)),
+        ([0.0, 0.3] * 100, (0.45, 1.8, 4.5)),
+        ([1.0] * ENOUGH, (1.5, 6.0, 15.0)),  # on the limit: rounding, if of a coarse engine
+        ([0.0] * 196 + [1.25] * 4, (0.05, 0.5, 3.0)),  # two in a hundred beyond it are left to be accused
+        ([0.0] * 195 + [1.25] * 5, None),
+    ],
+)
+def test_early_margins_set_what_fits_what_excludes_and_what_is_nobodys(early: list, limits: tuple | None) -> None:
+    found = proven(early[:120], early[120:])
+    assert (found.method, found.margins) == (("margins", True) if limits else ("", False))
+    seen = (found.tolerance, found.cut, found.alien)
+    assert seen == pytest.approx(limits, rel=1e-6) if limits else np.isnan(seen).all()
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "tolerance"),
+    [
+        ([1.25] * 8, {("b", "v0"): [1.0] * 8}, 0.05),  # b's from the first token to the last: no noise
+        ([1.25] * 7, {("b", "v0"): [1.0] * 7}, None),  # too short to be anybody's: 7 of 207 are too many
+        ([1.25] * 8, {("b", "v0"): [1.0] * 7 + [1.25]}, None),
+        ([1.25] * 8, {}, None),
+        ([1.0] * 8, {("b", "v0"): [0.0] * 8}, 1.5),  # nothing of it is beyond the limit
+        ([0.0] * 7 + [1.25], {("b", "v0"): [0.0] * 8}, 0.05),
+    ],
+)
+def test_an_early_stream_that_another_explains_is_no_noise(own: list, other: dict, tolerance: float | None) -> None:
+    found = proven([0.0] * ENOUGH, more={BASE: own, **other})
+    assert np.isnan(found.tolerance) if tolerance is None else found.tolerance == pytest.approx(tolerance)
+
+
+def test_another_version_of_the_same_adapter_does_not_explain_an_early_stream() -> None:
+    recorded = lines("stream a 500: x*8")
+    rows = {0: {A0: np.zeros(ENOUGH, np.float32)}, PROOF: {A0: row("#" * 8), A1: row("." * 8)}}
+    assert trust(replace(recorded, scores=Scores(rows, {}, ("a",), ""))).method == ""
+
+
+def test_a_stream_is_early_when_it_ended_before_another_content_was_asked_for() -> None:
+    h = history(
+        "load a v0 0 1 ok\nload a v0 400 401 ok sham\nunload a 420 421 ok\nload a v9 450 460 fail\n"
+        "load a v1 500 501 ok\nload a v2 900 901 ok\nstream a 10: x@499.999\nstream a 11: x@500\nstream a 12: x | unfinished\n"
+        "stream base 13: x@999\nstream c 14: x"
+    )
+    assert early(h, range(5)) == {0: A0, 3: BASE}
+    assert first_contents(h) == {"base": ("base", 2**62), "a": ("v0", ns(500))}
+
+
+@pytest.mark.parametrize(("lead", "rest"), [(9, "another version"), (8, "explained by no version")])
+def test_a_tear_is_possible_from_the_moment_another_content_is_asked_for(lead: int, rest: str) -> None:
+    """Token 9 is read as v1 is invoked, at 1000 ms."""
+    text = {A0: "." * lead + "#" * (20 - lead), A1: "#" * 20, A2: "#" * 20}
+    assert one(text, sent=990) == [("v0", 0, lead - 1), (rest, lead, 19)]
+
+
+def test_three_tokens_name_a_version_before_a_tear_and_two_at_the_end() -> None:
+    assert one({A0: "...#...#..", A1: "#..#...#..", A2: "#..#...#.."}) == [("v0", 0, 2), ("another version", 3, 9)]
+    assert one({A0: "........", A1: "#.......", A2: "......#."}) == [("v0", 6, 7)]
+    assert one({A0: ".......#", A1: "#......#", A2: ".....#.#"}) == [("another version", 7, 7)]
+
+
+def test_three_tokens_far_from_everybody_are_unexplained_and_two_are_not() -> None:
+    assert one({A0: "....###..."}, sent=500) == [("v0", 0, 3), ("explained by no version", 4, 6)]
+    three = {A0: "###.......", A1: "###...#...", A2: "###....#.."}
+    assert one(three) == [("explained by no version", 0, 2)]
+    assert one({s: t[:2] + "." + t[3:] for s, t in three.items()}) == [("another version", 0, 9)]
+
+
+def test_what_lies_before_between_and_behind_named_tokens() -> None:
+    tail = {A0: "....." + "#" * (RUN + 4), A1: "##..." + "#" * (RUN + 4), A2: "#....##" + "." * (RUN + 2)}
+    assert one(tail) == [("v0", 0, 4), ("another version", 5, 6), ("v2", 7, RUN + 8)]
+    hole = {A0: "....." + "#" * 9, A1: "##...####.####", A2: "#...." + "." * 9}
+    assert one(hole) == [("v0", 0, 4), ("v2", 5, 13)]  # the token in between fits v1 as well, and v2 too
+    behind = {A0: "....." + "#" * 10, A1: "##..." + "#" * 10, A2: "#...." + "." * 8 + ":#"}
+    assert one(behind) == [("v0", 0, 4), ("v2", 5, 12), ("another version", 14, 14)]
+
+
+def test_the_base_that_takes_over_counts_whole_and_in_a_row() -> None:
+    text = {A0: ".....####.####", BASE: "#####........."}
+    assert one(text, sent=500) == [("v0", 0, 4), ("base", 5, 13)]
+    assert one({s: t[:12] for s, t in text.items()}, sent=500)[1:] == []  # six alone are few, but nobody else's either
+
+
+def test_a_reference_says_nothing_after_its_first_difference_or_its_end() -> None:
+    recorded = lines("stream a 1600: x*12")
+    short = references(recorded, {A0: 3, A1: 12, A2: 5})
+    cut = {s: r[:9] if s == A1 else r for s, r in short.scores.references[PROOF].items()}
+    found = replace(short, scores=replace(short.scores, references={**short.scores.references, PROOF: cut}))
+    assert runs(found) == [("v1", 5, 11)]
+    same = {s: np.where(np.arange(12) == 4, -7, recorded.ids[-12:]) if s == A0 else r for s, r in cut.items()}
+    again = replace(short, scores=replace(short.scores, references={**short.scores.references, PROOF: same}))
+    assert runs(again) == [("v1", 5, 11)]  # v0 and v2 were excluded by tokens 4 and 5, whatever they say later

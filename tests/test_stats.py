@@ -164,3 +164,82 @@ def test_resampled_figures_are_the_same_everywhere_and_for_ever() -> None:
 def test_a_rate_that_is_certain_leaves_one_count() -> None:
     assert stats.binomial_cdf(3, 0.0).tolist() == [1.0, 1.0, 1.0, 1.0]
     assert stats.binomial_cdf(3, 1.0).tolist() == [0.0, 0.0, 0.0, 1.0]
+
+
+def test_the_incomplete_beta_function_ends_at_the_ends_of_its_range() -> None:
+    assert [stats.betainc(2, 3, x) for x in (-0.5, 0.0, 1.0, 1.5)] == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_exact_intervals_of_one_trial() -> None:
+    """0.025 and 0.975 of a rate: the chance of the one case."""
+    assert stats.clopper_pearson(0, 1) == pytest.approx((0.0, 0.975))
+    assert stats.clopper_pearson(1, 1) == pytest.approx((0.025, 1.0))
+    assert stats.none_seen(1) == pytest.approx(0.95)
+
+
+def test_a_quantiles_interval_by_hand() -> None:
+    """Median of six: P(0 of 6 below) = 1/64 < 0.025, so the extremes hold it; of five 1/32 says nothing."""
+    assert stats.quantile_interval(np.array([6.0, 2, 3, 1, 5, 4]), 0.5) == (1.0, 6.0)
+    assert stats.quantile_interval(np.arange(5.0), 0.5) == (-math.inf, math.inf)
+    assert stats.quantile_interval(np.arange(9.0), 0.5) == (1.0, 7.0)  # P(at most 1 of 9) = 10/512
+    assert stats.quantile(np.array([3.0]), 0.0) == 3.0
+
+
+def test_equal_clusters_are_as_sure_as_independent_trials() -> None:
+    """Rate 1/4 of 12 trials: sqrt(1/4 * 3/4 / 12) = 1/8, over 3/16 in log odds, t of two degrees of freedom."""
+    low, high = stats.cluster_rate(np.array([1, 1, 1, 0]), np.array([4, 4, 4, 0]))
+    centre, step = math.log(1 / 3), 4.30265 * (1 / 8) / (3 / 16)
+    assert (low, high) == pytest.approx(
+        (1 / (1 + math.exp(step - centre)), 1 / (1 + math.exp(-centre - step))), rel=1e-5
+    )
+    near_one = stats.cluster_rate(np.array([1, 2]), np.array([2, 2]))  # one degree of freedom: next to nothing is known
+    assert near_one == pytest.approx((0.0, 1.0), abs=0.01)
+
+
+def test_means_of_zero_and_single_windows_have_no_interval() -> None:
+    two, none = (np.ones(2), np.ones(2)), (np.zeros(2), np.ones(2))
+    assert stats.mean_ratio(none, two) == (0.0, (0.0, 0.0))
+    assert stats.mean_ratio(two, none) == (math.inf, (0.0, math.inf))
+    assert stats.mean_ratio((np.ones(1) * 3, np.ones(1)), (np.ones(1), np.ones(1))) == (3.0, (0.0, math.inf))
+
+
+def test_six_values_a_side_have_an_interval() -> None:
+    six = np.full(6, 2.0)
+    assert stats.median_ratio(six, 2 * six) == (2.0, (2.0, 2.0))
+    assert stats.median_difference(2 * six, six) == (2.0, (2.0, 2.0))
+    assert stats.median_ratio(six[:5], six)[1] == stats.median_ratio(six, six[:5])[1] == (0.0, math.inf)
+    assert stats.median_difference(six[:5], six)[1] == stats.median_difference(six, six[:5])[1] == (-math.inf, math.inf)
+
+
+def test_a_median_of_zero_before_has_no_ratio() -> None:
+    ratio, interval = stats.median_ratio(np.zeros(9), np.ones(9))
+    assert (math.isnan(ratio), interval) == (True, (0.0, math.inf))
+    low, high = stats.median_ratio(np.array([0.0] * 4 + [1.0] * 5), np.ones(9))[1]  # half of the draws are 0: left out
+    assert (low, high) == (1.0, 1.0)
+
+
+def test_resampling_does_not_depend_on_how_much_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    a, b, d = rng.normal(5, 1, 50), rng.normal(6, 1, 60), rng.normal(0.3, 1, 20)
+    whole = stats.median_ratio(a, b, 3), stats.median_difference(a, b, 3), stats.sign_flip(d, 3, reps=500)
+    monkeypatch.setattr(stats, "BLOCK", 700)
+    assert (stats.median_ratio(a, b, 3), stats.median_difference(a, b, 3), stats.sign_flip(d, 3, reps=500)) == whole
+    monkeypatch.setattr(stats, "BLOCK", 1)
+    assert stats.median_difference(a, b, 3) == whole[1]
+
+
+def test_a_sample_is_thinned_beyond_its_limit_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = np.random.default_rng(6).normal(5, 1, 40)
+    whole = stats.median_ratio(a, a + 1)
+    monkeypatch.setattr(stats, "SAMPLE", 40)
+    assert stats.median_ratio(a, a + 1) == whole
+    monkeypatch.setattr(stats, "SAMPLE", 39)
+    assert stats.median_ratio(a, a + 1) != whole
+
+
+def test_sign_flips_count_ties_and_leave_zeros_out() -> None:
+    assert stats.sign_flip(np.array([1.0, 1.0, 0.0, 0.0])) == 1 / 4
+    assert stats.sign_flip(np.array([1.0, -1.0])) == 3 / 4  # sums 2, 0, 0, -2: three are at least 0
+    tied = np.array([0.1] * 10 + [0.3] * 5)  # 15: sampled; only all signs positive reach the sum of 2.5
+    assert stats.sign_flip(tied, reps=50) == 1 / 51
+    assert stats.sign_flip(np.array([1.0] * 8 + [-1.0] * 8), reps=200) == pytest.approx(0.6, abs=0.15)
