@@ -186,11 +186,10 @@ class Engine:
         out = self._decode(slots, versions) if slots else []
         if new:
             out += self._prefill(old, versions)
-        for emission in out:
-            self._account(emission)
-        for i in reversed(range(len(self.running))):
-            if self._finish(self.running[i]):
-                self._leave(i)
+        if self._account(out):
+            for i in reversed(range(len(self.running))):
+                if self._finish(self.running[i]):
+                    self._leave(i)
         return self.faults.emit(out)
 
     def _admit(self) -> list[Stream]:
@@ -269,11 +268,16 @@ class Engine:
             out.append(emission)
         return out
 
-    def _account(self, emission: Emission) -> None:
-        self.counts["generation_tokens"] += 1
-        emission.finish = self._finish(emission.stream)
-        if emission.finish:
-            self.counts[emission.finish] += 1
+    def _account(self, emissions: Sequence[Emission]) -> bool:
+        """Count tokens and ends; whether a stream has ended."""
+        ended = False
+        for emission in emissions:
+            emission.finish = self._finish(emission.stream)
+            if emission.finish:
+                self.counts[emission.finish] += 1
+                ended = True
+        self.counts["generation_tokens"] += len(emissions)
+        return ended
 
     def _finish(self, stream: Stream) -> str | None:
         if not stream.params.ignore_eos and stream.ids[-1] in self.model.config.eos:

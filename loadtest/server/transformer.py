@@ -27,7 +27,6 @@ class Lora(Protocol):
 
 
 Groups = Sequence[tuple[Lora, Ints]]  # adapters in the batch, each with the rows it serves
-FEW = 8  # rows; measured on OpenBLAS with 64 streams of 230 positions: 0.23 ms against 0.5 ms
 Attend = Callable[[int, F32, F32, F32], F32]  # layer, q [N, H, D], k, v [N, K, D] -> [N, H, D]
 
 
@@ -103,21 +102,14 @@ def project(x: F32, weight: F32, bias: F32 | None, groups: Groups, layer: int, s
 
 def mix(q: F32, keys: F32, values: F32, hidden: NDArray[np.bool_] | None) -> F32:
     """Softmax attention. q [..., M, D], keys and values [..., T, D], hidden (masked) [..., M, T] -> [..., M, D]."""
-    scores = product(q * np.float32(q.shape[-1] ** -0.5), keys.swapaxes(-1, -2))
+    scores = (q * np.float32(q.shape[-1] ** -0.5)) @ keys.swapaxes(-1, -2)
     if hidden is not None:
         np.copyto(scores, np.float32(-np.inf), where=hidden)
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    out = product(scores, values)
+    out = scores @ values
     out /= scores.sum(axis=-1, keepdims=True)
-    return out
-
-
-def product(a: F32, b: F32) -> F32:
-    """a [..., M, X] @ b [..., X, Y] -> [..., M, Y]; few rows M are faster as one matrix-vector product each."""
-    if a.shape[-2] > FEW:
-        return np.asarray(a @ b, dtype=np.float32)
-    return np.asarray((a[..., None, :] @ b[..., None, :, :])[..., 0, :], dtype=np.float32)
+    return np.asarray(out, dtype=np.float32)
 
 
 def pick(rows: F32, temperatures: Sequence[float], rngs: Sequence[np.random.Generator | None]) -> list[int]:
