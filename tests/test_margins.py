@@ -258,8 +258,8 @@ def test_another_version_of_the_same_adapter_does_not_explain_an_early_stream() 
 def test_a_stream_is_early_when_it_ended_before_another_content_was_asked_for() -> None:
     h = history(
         "load a v0 0 1 ok\nload a v0 400 401 ok sham\nunload a 420 421 ok\nload a v9 450 460 fail\n"
-        "load a v1 500 501 ok\nload a v2 900 901 ok\nstream a 10: x@499.999\nstream a 11: x@500\nstream a 12: x | unfinished\n"
-        "stream base 13: x@999\nstream c 14: x"
+        "load a v1 500 501 ok\nload a v2 900 901 ok\nstream a 10: x@499.999\nstream a 11: x@500\n"
+        "stream a 12: x | unfinished\nstream base 13: x@999\nstream c 14: x"
     )
     assert early(h, range(5)) == {0: A0, 3: BASE}
     assert first_contents(h) == {"base": ("base", 2**62), "a": ("v0", ns(500))}
