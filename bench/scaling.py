@@ -1,0 +1,74 @@
+"""Does the tool scale over processes? `loadtest run --processes N`, N x STREAMS streams, on the same firehose.
+
+    python bench/scaling.py [--streams 700] [--processes 1,2] [--repeat 3]
+
+Nothing is pinned: server, Locust and engines share all cores. For each N: tokens in the merged history per second of
+the window, CPU of all processes per event, lag. Linear is N times the tokens of one process at the same CPU per event.
+Rounds take turns, so that a ratio compares neighbours in time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import sys
+from pathlib import Path
+
+import measure
+from clients import BUILD, CLIENTS, Run
+from lag import lags_ms, summary
+from measure import Firehose, Load, Sample
+from run import RATE, build
+
+from loadtest import history
+
+WHOLE = next(c for c in CLIENTS if c.name == "loadtest run")
+
+
+def one(processes: int, streams: int) -> tuple[Sample, float, int]:
+    """(cost, recorded tokens a second in the window, history files) of N processes."""
+    folder = BUILD / "scaling"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    load = Load(streams * processes, 256, 256 / RATE, max(2.0, streams * processes / 500))
+    with Firehose(BUILD / "firehose", RATE) as server:
+        run = Run(server, load, folder)
+        command = [*WHOLE.command(run), *(["--processes", str(processes)] if processes > 1 else [])]
+        sample = measure.measure(f"{processes} processes", command, server, load, folder / "log", WHOLE.env(run))
+    recorded = folder / "runs" / "latest"
+    window = (sample.begin_ns, sample.begin_ns + int(sample.window_s * 1e9))
+    at = history.load(recorded).at
+    tokens = int(((at >= window[0]) & (at < window[1])).sum())
+    sample.lag_ms = summary(lags_ms(recorded, *window))
+    return sample, tokens / sample.window_s, len(list(Path(recorded).glob("history-*.jsonl")))
+
+
+def main() -> int:
+    """Take turns, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=700, help="per process")
+    parser.add_argument("--processes", default="1,2")
+    parser.add_argument("--repeat", type=int, default=3)
+    given = parser.parse_args()
+    build()
+    measure.CORES = 1  # nothing is pinned
+    counts = [int(n) for n in given.processes.split(",")]
+    rounds = [{n: one(n, given.streams) for n in counts} for _ in range(given.repeat)]
+    print(
+        "| processes | streams | recorded tokens/s | × of the first | CPU µs/event | × | lag p99 ms | history files |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for n in counts:
+        rate = statistics.median(r[n][1] for r in rounds)
+        cost = statistics.median(r[n][0].us_per_event or 0.0 for r in rounds)
+        rates = statistics.median(r[n][1] / r[counts[0]][1] for r in rounds)
+        costs = statistics.median((r[n][0].us_per_event or 0.0) / (r[counts[0]][0].us_per_event or 1.0) for r in rounds)
+        lag = statistics.median(r[n][0].lag_ms["p99"] for r in rounds)
+        cells = [str(n), f"{n * given.streams:,}", f"{rate:,.0f}", f"{rates:.2f}", f"{cost:.1f}", f"{costs:.2f}"]
+        print("| " + " | ".join([*cells, f"{lag:.2f}", str(rounds[0][n][2])]) + " |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
