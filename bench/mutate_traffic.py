@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     mutate.PACKAGE = mutate.ROOT / "loadtest" / "traffic"
-    mutate.COMMON, mutate.FIRST, mutate.Finder = (), TESTS, Finder
+    mutate.COMMON, mutate.FIRST, mutate.Finder = TESTS[args.module], {}, Finder
     everything = mutate.mutants(args.module)
     chosen = random.Random(args.seed).sample(everything, min(args.sample, len(everything)))
     if mutate.killed(None, args.module):

@@ -186,3 +186,84 @@ def test_what_ends_in_no_empty_line_is_no_event_yet() -> None:
     parser = Parser()
     assert parser.feed(b"data: a\n\x0b") == []
     assert parser.feed(b"\n\n") == [Event(b"a", ignored=1)]
+
+
+def test_the_bounds_that_hold_unless_others_are_given() -> None:
+    room = 8 * 1024 * 1024
+    longest = b"data:" + b"x" * (room - 5)
+    parser = Parser()
+    assert parser.feed(longest) == []
+    assert [len(e.data) for e in parser.feed(b"\n\n")] == [room - 5]
+    with pytest.raises(SseError, match=f"a line is longer than {room} bytes"):
+        parser.feed(longest + b"x")
+    half = b"data:" + b"x" * (room // 2 - 1) + b"\n"
+    parser = Parser()
+    assert parser.feed(half + half) == []
+    with pytest.raises(SseError, match=f"the data of an event is longer than {room} bytes"):
+        parser.feed(b"data:\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "event", "words"), [(8, 99, "a line is longer than 8"), (99, 3, "event is longer than 3")]
+)
+def test_the_usual_read_is_held_to_both_bounds(line: int, event: int, words: str) -> None:
+    with pytest.raises(SseError, match=words):
+        Parser(max_line=line, max_event=event).feed(b"data: abc\n\n")
+
+
+@pytest.mark.parametrize(("line", "event"), [(11, 12), (12, 11)])
+def test_the_usual_read_takes_the_short_way(monkeypatch: pytest.MonkeyPatch, line: int, event: int) -> None:
+    lines: list[bytes] = []
+    monkeypatch.setattr(Parser, "_line", lambda self, line, events: lines.append(line))
+    assert Parser(max_line=line, max_event=event).feed(b"data: abc\n\n") == [Event(b"abc")]
+    assert lines == []
+
+
+@pytest.mark.parametrize("pending", [b"da", b"data: b\n", b"event: k\n"])
+def test_the_short_way_is_not_taken_where_something_is_pending(pending: bytes) -> None:
+    usual = b"data: a\n\n"
+    parser = Parser()
+    assert parser.feed(pending) == []
+    assert parser.feed(usual) == Parser().feed(pending + usual)
+
+
+def test_two_lines_of_one_read_are_not_two_line_ends() -> None:
+    assert Parser().feed(b"data: a\n:\n") == []
+
+
+def test_a_mark_is_text_after_the_first_line() -> None:
+    for first in (b"data: a\n\n", b"\n", b":\n"):
+        parser = Parser()
+        parser.feed(first)
+        assert parser.feed(b"\xef\xbb\xbfdata: b\n\n") == []
+        assert parser.ignored == 1
+
+
+def test_an_empty_read_changes_nothing() -> None:
+    parser = Parser()
+    assert parser.feed(b"data: a\r") == parser.feed(b"") == []
+    assert parser.feed(b"\n") == []
+    assert parser.feed(b"\n") == [Event(b"a")]
+
+
+def test_a_line_in_two_reads_leaves_room_for_the_next() -> None:
+    parser = Parser(max_line=10)
+    parser.feed(b"data: ")
+    assert parser.feed(b"a\n\n") == [Event(b"a")]
+    assert parser.feed(b"data: 1234") == []
+    assert parser.feed(b"\n\n") == [Event(b"1234")]
+
+
+def test_what_the_end_left_open_keeps_its_kind_and_its_bound() -> None:
+    assert whole(b"event: k\ndata: a") == [Event(b"a", b"k", partial=True)]
+    assert whole(b"data: a") == [Event(b"a", partial=True)]
+    parser = Parser(max_event=3)
+    assert parser.feed(b"data: abc") == []
+    with pytest.raises(SseError, match="event is longer than 3"):
+        parser.eof()
+    with pytest.raises(SseError, match="event is longer than 3"):
+        parser.feed(b"\n")
+
+
+def test_the_end_of_no_reads() -> None:
+    assert list(parse_reads([], Parser())) == [(0, [])]
