@@ -6,6 +6,7 @@ python bench/mutate_traffic.py sse|decode|admin|words|capture [--sample 400] [--
 from __future__ import annotations
 
 import argparse
+import importlib
 import random
 import sys
 from pathlib import Path
@@ -39,6 +40,8 @@ def main() -> int:
     args = parser.parse_args()
     mutate.PACKAGE = mutate.ROOT / "loadtest" / "traffic"
     mutate.COMMON, mutate.FIRST, mutate.Finder = TESTS[args.module], {}, Finder
+    for name in ("pytest", "hypothesis", "numpy", "aiohttp", "orjson"):  # once for all children
+        importlib.import_module(name)
     everything = mutate.mutants(args.module)
     chosen = random.Random(args.seed).sample(everything, min(args.sample, len(everything)))
     if mutate.killed(None, args.module):

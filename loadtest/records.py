@@ -35,12 +35,12 @@ Arm = Literal["aa", "sham", "real", "bad", ""]
 
 # Why a stream is not `ok`. fail: the server broke the contract. info: nobody can say, or our own side ended it.
 REASONS_FAIL = (
-    "truncated",  # [DONE] came, but without a finish reason or with another token count than usage or max_tokens says
+    "truncated",  # [DONE] came, but without a finish reason or with fewer tokens than usage or max_tokens says
     "cut",  # the connection ended before [DONE]
     "in_band_error",  # an error frame inside a 200 stream
     "rejected",  # an HTTP status other than 200
     "refused",  # the TCP connection was refused or reset before a response head
-    "duplicated",  # two finish reasons, or more tokens than asked for
+    "duplicated",  # two finish reasons, or more tokens than usage says or than were asked for
     "protocol",  # not SSE, not JSON, bad chunking, wrong content type
 )
 REASONS_INFO = (

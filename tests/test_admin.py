@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import aiohttp
 import orjson
 import pytest
 from rawserver import Call, RawServer, Script
@@ -190,3 +191,112 @@ def test_unreachable_says_what_was_tried() -> None:
 def test_a_status_with_an_error_that_says_little(status: int, outcome: str, reason: str) -> None:
     got = admin._sort(admin._Reply(status, b'{"error":{"message":"no"}}'))
     assert got[:2] == (outcome, reason)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "outcome", "reason"),
+    [
+        (200, b"line one\nline\ttwo", "ok", ""),
+        (200, b"", "ok", ""),
+        (200, b'{"status":"fine"}', "ok", ""),
+        (200, b"[1]", "ok", ""),
+        (200, b"Success\x00", "info", "unreadable"),
+        (200, b"\x00Success", "info", "unreadable"),
+        (200, b'"half', "info", "unreadable"),
+        (200, b"[1, 2", "info", "unreadable"),
+        (200, b"{", "info", "unreadable"),
+        (200, b"<", "info", "unreadable"),
+        (201, b"Success", "info", "unreadable"),
+        (202, b'{"error":{"message":"no"}}', "info", "unreadable"),
+        (299, b'{"error":{"message":"no"}}', "info", "unreadable"),
+        (399, b'{"error":{"message":"no"}}', "info", "redirect"),
+        (400, b'{"error":{"message":"no"}}', "fail", "invalid"),
+        (404, b'{"error":{"message":"Not Found"}}', "fail", "not_found"),
+        (405, b'{"error":{"message":"no"}}', "fail", "invalid"),
+        (408, b'{"error":{"message":"no"}}', "info", "gateway"),
+        (408, b"", "info", "gateway"),
+        (409, b'{"error":{"message":"no"}}', "fail", "invalid"),
+        (430, b'{"error":{"message":"no"}}', "fail", "invalid"),
+        (499, b'{"error":{"message":"no"}}', "fail", "invalid"),
+        (500, b'{"error":{"message":"no"}}', "fail", "server_error"),
+        (502, b'{"error":{"message":"no"}}', "info", "gateway"),
+        (504, b'{"error":{"message":"no"}}', "info", "gateway"),
+        (505, b'{"error":{"message":"no"}}', "fail", "server_error"),
+        (429, b'{"error":{"message":"already too many"}}', "fail", "busy"),
+    ],
+)
+def test_an_answer_just_beside_another(status: int, body: bytes, outcome: str, reason: str) -> None:
+    assert admin._sort(admin._Reply(status, body))[:2] == (outcome, reason)
+
+
+def test_which_words_an_answer_keeps() -> None:
+    def words(status: int, body: bytes) -> str:
+        return admin._sort(admin._Reply(status, body))[2]
+
+    assert words(504, b'{"error":{"message":"upstream"}}') == "upstream"
+    assert words(504, b"upstream") == "status 504"
+    assert words(200, b'{"error":{"message":"no"}}') == "no"
+    assert words(200, b" done \n") == "done"
+    assert words(500, b"oops") == "status 500 with 'oops'"
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(401, "refuses our key (401)"), (402, "answered 402 with"), (403, "refuses our key (403)"),
+     (404, "answered 404 with")],
+)  # fmt: skip
+def test_models_of_a_server_that_refuses(status: int, words: str) -> None:
+    with pytest.raises(TargetError) as caught:
+        ask(says(reply(status, b'{"error":{"message":"no"}}')), lambda a: a.models())
+    assert words in str(caught.value)
+
+
+def test_models_without_root_and_parent() -> None:
+    found, _ = ask(says(reply(200, b'{"data":[{"id":"n"},{"id":7,"root":null,"parent":"b"}]}')), lambda a: a.models())
+    assert found == [ModelCard("n", "", ""), ModelCard("7", "", "b")]
+
+
+@pytest.mark.parametrize(("given", "probe", "operation"), [({}, "5 s", "30 s"), ({"timeout_s": 0.5}, "0.5 s", "0.5 s")])
+def test_how_long_it_waits(monkeypatch: pytest.MonkeyPatch, given: dict, probe: str, operation: str) -> None:
+    async def silent(*_: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(Admin, "_request", silent)
+
+    async def main() -> Answer:
+        async with open_session({}, 2) as session:
+            asked = Admin(session, "http://127.0.0.1:9", **given)
+            with pytest.raises(Unreachable, match=f"no answer within {probe}"):
+                await asked.version()
+            return await asked.load("n", "/p")
+
+    answer = asyncio.run(main())
+    assert (answer.outcome, answer.message) == ("info", f"no answer within {operation}")
+
+
+def test_a_body_of_just_the_bound() -> None:
+    room = 4 * 1024 * 1024
+    assert ask(says(reply(200, b"x" * room)), lambda a: a.metrics())[0] == "x" * room
+    with pytest.raises(Unreachable, match=f"the body is longer than {room} bytes"):
+        ask(says(reply(200, b"x" * (room + 1))), lambda a: a.metrics())
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(1, "operation not permitted"), (111, "connection refused"), (0, "odd words"), (-2, "odd words"),
+     (None, "odd words")],
+)  # fmt: skip
+def test_why_nobody_was_reached(code: int | None, words: str) -> None:
+    key = aiohttp.client_reqrep.ConnectionKey("h", 1, False, True, None, None, None)
+    assert admin._named(aiohttp.ClientConnectorError(key, OSError(code, "Odd words"))) == words
+
+
+def test_secrets_of_the_url_are_hidden_without_being_told() -> None:
+    async def main() -> Answer:
+        async with (
+            RawServer(says(error(400, "X", "not with hunter22"))).running() as server,
+            open_session({}, 2) as own,
+        ):
+            return await Admin(own, server.url.replace("//", "//joe:hunter22@")).unload("n")
+
+    assert asyncio.run(main()).message == "not with ***"

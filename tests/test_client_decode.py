@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from minihistory import history
 from rawserver import DONE, completion, event, usage
 
+from loadtest.analysis import guarantees
+from loadtest.analysis.case import open_case
 from loadtest.records import REASONS_FAIL, REASONS_INFO
 from loadtest.traffic.ask import Ask
-from loadtest.traffic.decode import Decoded, Ending, Exchange, decode
+from loadtest.traffic.decode import Decoded, Ending, Exchange, decode, decoding
 from loadtest.traffic.words import Redactor
 
 SENT = 1_000_000_000
@@ -273,3 +277,144 @@ def test_an_event_may_be_as_long_as_its_prompt_needs() -> None:
     long = Ask(stream=7, adapter="a", prompt=ids, max_tokens=4, user="u")
     assert judged(data, ask=long).record.outcome == "ok"
     assert "longer than" in why(data)[2]
+
+
+def raw(**chunk: object) -> bytes:
+    """One event of just these fields."""
+    return b"data: " + orjson.dumps(chunk) + b"\n\n"
+
+
+def test_numbers_of_a_stream_that_said_nothing() -> None:
+    found = judged(b"", "cut")
+    r = found.record
+    assert (r.tokens, r.chunks, r.usage, r.offset, r.first_ns, r.last_ns, r.finish) == (0, 0, -1, 0, 0, 0, "")
+    assert (r.done, r.text_only) == (False, False)
+    assert found.prompt == array("i", [1, 2, 3])
+
+
+def test_the_first_and_the_last_of_three_tokens() -> None:
+    found = judged([event([0]), event([2**31 - 1]), event([7, 0])])
+    assert found.ids == array("i", [0, 2**31 - 1, 7, 0])
+    assert (found.record.first_ns, found.record.last_ns) == (SENT + 1_000_000, SENT + 3_000_000)
+    found = judged([event([1]), event([2])])
+    assert (found.record.first_ns, found.record.last_ns) == (SENT + 1_000_000, SENT + 2_000_000)
+    found = judged([event([1, 2]), event([3]), event([]), event([4, 5])])
+    assert (found.record.chunks, found.record.tokens) == (3, 5)
+
+
+def test_arrivals_stay_within_their_column() -> None:
+    late = 2**32
+    stamps = [-1, 999, 1000, (late - 1) * 1000, late * 1000, 2 * late * 1000]
+    reads = [(SENT + s, event([i])) for i, s in enumerate(stamps)]
+    assert list(judged(b"", reads=reads).arrivals) == [0, 0, 1, late - 1, late - 1, late - 1]
+
+
+def test_words_of_a_record_are_cut_at_their_limits() -> None:
+    assert judged(event([1, 2, 3, 4], "f" * 400) + DONE).record.finish == "f" * 40
+    assert len(judged(b"x" * 400, status=500).record.detail) == 300
+
+
+@pytest.mark.parametrize(("breaches", "tokens"), [(1000, 1), (1001, 0)])
+def test_after_a_thousand_breaches_nothing_more_is_read(breaches: int, tokens: int) -> None:
+    assert judged([b"data: 1\n\n" * breaches, event([5])]).record.tokens == tokens
+
+
+def pauses(reads: list[bytes]) -> int:
+    steps = list(decoding(exchange(reads), lambda text, limit: text[:limit]))
+    return sum(step is None for step in steps)
+
+
+def test_a_pause_after_sixteen_kilobytes_of_work() -> None:
+    def sized(data: int) -> bytes:
+        return b"data: " + b'{"choices":[]}'.ljust(data) + b"\n\n"
+
+    most = 16 * 1024 - 2 * 1024  # every read counts as a kilobyte beside its data, and so does the end
+    assert [pauses([sized(n)]) for n in (most - 1, most)] == [0, 1]
+    assert [pauses([sized(15 * 1024), sized(n)]) for n in (most - 1, most)] == [1, 2]
+    assert pauses([b":\n"] * 32) == 2
+    assert pauses([b":\n" * (16 * 8 * 1024)]) == 1  # one long read is as many short ones
+
+
+def test_an_event_may_be_as_long_as_what_was_asked_for_and_no_longer() -> None:
+    most = 128 * 1024 + 4096 * 7  # three ids were sent, and four are to come
+    good = completion([1, 2, 3, 4])
+    assert why(good[:-14] + b":" * most + b"\n" + DONE)[0] == "ok"
+    assert f"longer than {most} bytes" in why(good[:-14] + b":" * (most + 1) + b"\n" + DONE)[2]
+    large = Ask(stream=7, adapter="a", prompt=[1] * 5000, max_tokens=4, user="u")
+    room = 8 * 1024 * 1024
+    assert f"longer than {room} bytes" in why(b":" * (room + 1) + b"\n", ask=large)[2]
+
+
+def test_the_body_of_a_refusal_is_no_stream() -> None:
+    found = judged(completion([1, 2, 3, 4]), status=201)
+    assert (found.record.tokens, found.record.reason, found.record.done) == (0, "rejected", False)
+    assert why(b"no", status=201)[2] == "HTTP 201: 'no'"
+    assert why(b"no", status=404, words="cut short")[2] == "HTTP 404: 'no' (cut short)"
+    found = judged(completion([1, 2, 3, 4]), content_type="text/plain; x=text/event-stream")
+    assert (found.record.tokens, found.record.reason) == (0, "protocol")
+    assert why(b"no", content_type="text/plain")[2].endswith("in place of text/event-stream: 'no'")
+    assert judged(completion([1, 2, 3, 4]), content_type=" Text/Event-Stream ;q").record.outcome == "ok"
+
+
+def test_the_servers_prompt_ids_are_taken_once() -> None:
+    data = event([1], prompt_token_ids=[9, 8]) + event([2], prompt_token_ids=[7]) + event([3], prompt_token_ids=None)
+    assert judged(data).prompt == array("i", [9, 8])
+
+
+@pytest.mark.parametrize(
+    ("chunk", "reason"),
+    [
+        ({"choices": [], "error": {"message": "no", "type": "E"}}, "in_band_error"),
+        ({"choices": [], "error": None}, "cut"),
+        ({"choices": [], "detail": "of no error"}, "cut"),
+        ({"choices": [], "object": "error", "message": "of no error"}, "cut"),
+        ({"detail": "no"}, "in_band_error"),
+        ({"choices": {}}, "protocol"),
+        ({"choices": [{"token_ids": [5, -4]}]}, "protocol"),
+        ({"choices": [{"token_ids": [-4, 5]}]}, "protocol"),
+        ({"choices": [{"token_ids": [2**31]}]}, "protocol"),
+        ({"choices": [{"token_ids": [5, 2**31]}]}, "protocol"),
+        ({"choices": [{"token_ids": ["5"]}]}, "protocol"),
+        ({"choices": [{"token_ids": [1.5]}]}, "protocol"),
+        ({"choices": [{"token_ids": "5"}]}, "protocol"),
+        ({"choices": [{"token_ids": {}}]}, "protocol"),
+        ({"choices": [], "usage": {}}, "protocol"),
+        ({"choices": [], "usage": [1]}, "cut"),
+        ({"choices": [], "usage": {"completion_tokens": 2**31}}, "protocol"),
+    ],
+)
+def test_one_chunk(chunk: dict, reason: str) -> None:
+    found = judged(raw(**chunk), "cut")
+    assert (found.record.reason, found.record.tokens, list(found.ids)) == (reason, 0, []), found.record.detail
+
+
+@pytest.mark.parametrize("count", [0, 1, 2**31 - 1])
+def test_counts_that_are_some(count: int) -> None:
+    found = judged(usage(count), "cut").record
+    assert (found.reason, found.usage) == ("cut", count)
+
+
+def test_what_follows_a_finish_reason_without_tokens_is_no_second_end() -> None:
+    calm = raw(choices=[{"text": "", "finish_reason": None}]) + event([]) + raw(choices=[{}])
+    assert why(event([1, 2, 3, 4], "length") + calm + DONE) == ("ok", "", "")
+    assert judged(event([1, 2, 3, 4], "length") + calm + DONE).record.finish == "length"
+
+
+def test_no_tokens_at_all_are_not_four() -> None:
+    outcome, reason, detail = why(event([], "length") + DONE)
+    assert (outcome, reason, detail[:9]) == ("fail", "truncated", "0 tokens ")
+    assert why(event([], "stop") + DONE, ask=ask(ignore_eos=False))[0] == "ok"
+    assert why(event([1], "stop") + DONE)[1] == "truncated"
+    assert why(raw(choices=[{"text": "a", "finish_reason": "length"}]) + DONE)[0] == "ok"
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize(("ids", "counted"), list(itertools.product(range(1, 6), range(1, 6))))
+def test_the_checker_calls_a_wrong_count_by_the_same_name(ids: int, counted: int, early: bool) -> None:
+    data = event(list(range(ids)), "stop") + usage(counted) + DONE
+    reason = why(data, ask=ask(ignore_eos=not early))[1]
+    loads = "load a v0 0 1 ok\nload b v0 0 1 ok\n"
+    case = open_case(history(loads + f"stream a 15: v0*{ids} | usage={counted} max=4{' eos' * early}"))
+    assert guarantees.complete(case).kinds == ({reason: 1} if reason else {})
+    if reason:
+        assert reason == ("truncated" if ids < counted or (ids < 4 and not early) else "duplicated")

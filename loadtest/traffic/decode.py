@@ -322,12 +322,13 @@ def _incomplete(ask: Ask, tally: _Tally, count: int) -> tuple[str, str]:
         return "truncated", f"[DONE] without a finish reason after {count} tokens"
     if tally.finish not in ("length", "stop"):
         return "truncated", f"finish reason {shown(tally.finish)} after {count} tokens"
-    if tally.usage >= 0 and count != tally.usage:
+    if count < tally.usage:
         return "truncated", f"{count} tokens arrived, usage says {tally.usage}"
-    if count < 0 or (tally.finish == "stop" and ask.may_stop_early):
-        return "", ""
-    if count != ask.max_tokens:
+    early = tally.finish == "stop" and ask.may_stop_early
+    if count >= 0 and not early and count != ask.max_tokens:
         return "truncated", f"{count} tokens with finish reason {tally.finish!r}, {ask.max_tokens} were asked for"
+    if 0 <= tally.usage < count:
+        return "duplicated", f"{count} tokens arrived, usage says {tally.usage}"
     return "", ""
 
 
