@@ -127,15 +127,18 @@ def serve(**options: Any) -> int:
 @click.option("--streams", default="100,500,1000", show_default=True, help="Numbers of streams, comma-separated.")
 @click.option("--seconds", default=8.0, show_default=True, type=click.FloatRange(2), help="Of each number.")
 @click.option("--url", metavar="URL", default="", help="A firehose of your own (bench/firehose.c).")
+@click.option("--run", "folder", type=FOLDER, help="As many streams as this run had, at its pace; kept in its folder.")
 @as_json()
-def calibrate(streams: str, seconds: float, url: str, as_json: bool) -> int:
+def calibrate(streams: str, seconds: float, url: str, folder: Path | None, as_json: bool) -> int:
     """Measure how late this machine's engine is.
 
     Streams from a server whose tokens say when they were emitted: lag, CPU per token, and how many streams one engine
-    holds here. Compare a run's loop lag with it.
+    holds here. With --run it becomes the error bar of that run's TTFT and ITL the next time it is judged.
     """
     from loadtest.tools import calibrate as tool
 
+    if folder is not None:
+        return show(tool.of_run(folder, seconds, progress), as_json)
     try:
         counts = tuple(int(n) for n in streams.split(","))
     except ValueError:

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loadtest import records, scores
+from loadtest import calibration, records, scores
+from loadtest.calibration import Calibration
 from loadtest.columns import LARGE, OUTCOMES, Coded, Column, merged
 from loadtest.errors import HistoryError
 from loadtest.journal import Journal as Journal
@@ -125,6 +126,7 @@ class History:
     problems: tuple[str, ...]
     scrapes: tuple[records.Scrape, ...] = ()
     scores: Scores = NO_SCORES
+    calibration: Calibration | None = None
 
 
 def load(folder: Path) -> History:
@@ -137,7 +139,9 @@ def load(folder: Path) -> History:
         raise HistoryError(f"no line of {paths[0]} can be read", remedy="the run recorded nothing; run it again")
     recorded = build(files)
     found = scores.read(folder, recorded.streams.name)
-    return replace(recorded, scores=found, problems=(*recorded.problems, *found.problems))
+    calibrated, odd = calibration.read(folder)
+    problems = (*recorded.problems, *found.problems, *odd)
+    return replace(recorded, scores=found, calibration=calibrated, problems=problems)
 
 
 def build(files: list[File]) -> History:

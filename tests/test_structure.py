@@ -24,6 +24,7 @@ RANKS = {
     "loadtest.journal": 1,
     "loadtest.columns": 0,
     "loadtest.lines": 1,
+    "loadtest.calibration": 0,
     "loadtest.scores": 1,
     "loadtest.history": 2,
     "loadtest.scenario": 3,

@@ -153,8 +153,12 @@ def client_line(verdict: Doc) -> str:
     c = verdict.get("client", {})
     lag, late = c.get("loop_lag_ms") or {}, c.get("schedule_delay_ms") or {}
     error = c.get("stamp_error_ms") or {}
+    known = c.get("calibration") or {}
+    how = f"calibrated at {number(known.get('streams'))} streams" if known else "by its own word: not calibrated"
     bars = (
-        f"; TTFT is at most {number(error['p99'], 'ms')} too long, ITL exact to as much (p99)" if "p99" in error else ""
+        f"; TTFT is at most {number(error['p99'], 'ms')} too long, ITL exact to as much (p99, {how})"
+        if "p99" in error
+        else ""
     )
     return (
         f"client: loop lag p99 {number(lag.get('p99'), 'ms')} (max {number(lag.get('max'), 'ms')}), "

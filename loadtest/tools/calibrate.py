@@ -15,13 +15,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loadtest import history
+from loadtest import calibration, history
 from loadtest.errors import LoadtestError, TargetError, UsageError
 from loadtest.tools.firehose import ID_SPAN
 from loadtest.tools.shown import Shown, Table
@@ -30,6 +30,7 @@ from loadtest.traffic.ipc import EngineHandle, Message
 Say = Callable[[str], None]
 
 RATE = 20.0  # tokens a second of each stream, as a busy server gives them
+SLOWEST, FASTEST = 8.0, 200.0  # slower, no stream would end while it is measured
 TOKENS = 64  # of a stream: some end in every second
 SETTLE_S = 1.0
 RAMP = 500  # streams opened a second: thousands at once make everybody late
@@ -45,13 +46,14 @@ class Options:
     streams: Sequence[int] = (100, 500, 1000)
     seconds: float = 8.0
     url: str = ""  # of a firehose of one's own (bench/firehose.c); "" starts the built-in one
+    rate: float = RATE  # of the built-in one
 
 
 def run(options: Options, say: Say) -> Shown:
     """Measure each number of streams; stops at the first that this machine does not hold."""
     if not options.streams or min(options.streams) < 1:
         raise UsageError("a number of streams must be at least 1", remedy="for example --streams 100,1000")
-    server = None if options.url else _start()
+    server = None if options.url else _start(options.rate)
     url = options.url or f"http://127.0.0.1:{_port(server)}"
     rows = []
     try:
@@ -63,7 +65,25 @@ def run(options: Options, say: Say) -> Shown:
     finally:
         if server is not None:
             server.communicate()  # its EOF
-    return _shown(rows)
+    return _shown(rows, options.rate)
+
+
+def of_run(folder: Path, seconds: float, say: Say) -> Shown:
+    """Measure at the most streams that an engine of a run had open, at the run's own pace; keeps it in the folder."""
+    recorded = history.load(folder)
+    streams = max((h.open_streams for h in recorded.health), default=0)
+    t = recorded.streams
+    busy_s = float((t.last - t.first)[t.tokens > 1].sum()) / 1e9
+    if not streams or busy_s <= 0:
+        raise UsageError(f"{folder} recorded no open streams", remedy="name a run that streamed for some seconds")
+    rate = min(max(round(float((t.tokens - 1)[t.tokens > 1].sum()) / busy_s, 1), SLOWEST), FASTEST)
+    shown = run(Options((streams,), seconds, rate=rate), say)
+    row = dict(shown.document)["measured"][0]
+    lag = row["lag_ms"]
+    figures = (lag["p50"], lag["p99"], lag["max"], row["loop_lag_p99_ms"] or 0.0, row["cpu_us_per_token"] or 0.0)
+    path = calibration.write(folder, calibration.Calibration(streams, rate, *figures))
+    lines = [*shown.lines, f"kept in {path}: `loadtest judge {folder}` prints it as the error bar of TTFT and ITL"]
+    return replace(shown, lines=lines)
 
 
 def measure(url: str, streams: int, seconds: float) -> dict[str, Any]:
@@ -126,7 +146,7 @@ def _drive(url: str, folder: Path, streams: int, seconds: float) -> int:
         over.set()
         if failed:
             raise TargetError(f"{len(failed)} streams failed, the first with {failed[0]}", remedy="is it a firehose?")
-        if not engine.stop("complete", TOKENS / RATE + SETTLE_S):
+        if not engine.stop("complete", TOKENS / SLOWEST + SETTLE_S):
             raise LoadtestError("the traffic engine did not stop in order")
         return full_ns
     finally:
@@ -134,8 +154,8 @@ def _drive(url: str, folder: Path, streams: int, seconds: float) -> int:
         engine.close()
 
 
-def _start() -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "loadtest.tools.firehose", str(RATE)]
+def _start(rate: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "loadtest.tools.firehose", str(rate)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -148,7 +168,7 @@ def _port(server: subprocess.Popen[str] | None) -> int:
     return int(line)
 
 
-def _shown(rows: Sequence[dict[str, Any]]) -> Shown:
+def _shown(rows: Sequence[dict[str, Any]], rate: float) -> Shown:
     cells = []
     for r in rows:
         lag = r["lag_ms"]
@@ -160,5 +180,5 @@ def _shown(rows: Sequence[dict[str, Any]]) -> Shown:
     line = f"one engine of this machine held {most}: lag p99 within {LAG_LIMIT_MS:g} ms, under {FULL:g} of a core"
     beyond = [r for r in rows if not r["held"]]
     lines = [line, *(f"not held: {r['streams']:,} streams" for r in beyond)]
-    document = {"rate": RATE, "cores": os.cpu_count(), "measured": list(rows)}
+    document = {"rate": rate, "cores": os.cpu_count(), "measured": list(rows)}
     return Shown(document, (Table(COLUMNS, cells, frozenset(COLUMNS)),), lines)
