@@ -42,13 +42,14 @@ WORDS = {
     "right": "left", "real": "sham", "sham": "real", "bad": "real", "aa": "sham",
 }  # fmt: skip
 COMMON = (
-    "test_pinned",
     "test_guarantees",
     "test_analysis_attribution",
     "test_verdict",
     "test_analysis_latency",
     "test_analysis_case",
     "test_analysis_document",
+    "test_margins",
+    "test_pinned",
     "test_guarantees_oracle",
 )
 FIRST = {  # the tests that are closest to a module run first
@@ -180,7 +181,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def tests_of(module: str) -> list[str]:
     """Test files, closest first."""
-    names = dict.fromkeys((COMMON[0], *FIRST.get(module, ()), *COMMON))
+    names = dict.fromkeys((*FIRST.get(module, ()), *COMMON))
     return [str(ROOT / "tests" / f"{n}.py") for n in names if (ROOT / "tests" / f"{n}.py").exists()]
 
 
@@ -222,10 +223,14 @@ def _no_shrinking() -> None:
 
 def preload() -> None:
     """Import once what every child needs, and nothing of loadtest.analysis."""
+    sys.dont_write_bytecode = False  # rewritten tests are kept: compiling them is most of a killed mutant's time
     os.environ.setdefault("ORACLE_HISTORIES", "150")
     os.environ.setdefault("COVERAGE_REPS", "40")
     sys.path.insert(0, str(ROOT / "tests"))
-    import numpy  # noqa: F401
+    import hypothesis.strategies
+    import minihistory
+    import numpy
+    import pytest  # noqa: F401
 
     import loadtest.history
     import loadtest.traffic.decode  # noqa: F401

@@ -512,3 +512,9 @@ def test_bystanders_are_named_whether_they_stream_or_not() -> None:
     assert bystander_names(case_of("stream base 5: x")) == []
     assert bystanders(case_of("load a v1 10 20 ok\nstream a 5: v0\nstream b 6: v0")).tolist() == [False, True]
     assert bystanders(case_of("stream a 5: v0")).tolist() == [False]
+
+
+@pytest.mark.parametrize(("last", "end"), [("90", 90), ("13", 50)])
+def test_gaps_extend_from_the_first_of_all_to_the_last(last: str, end: int) -> None:
+    found = extent(gaps(case_of(f"stream a 5: v0@10 v0@{last}\nstream a 6: v0@8 | stalled ended=50")))
+    assert found == (history("").runs[0].started_ns + 8_000_000, history("").runs[0].started_ns + end * 1_000_000)

@@ -309,3 +309,57 @@ def test_a_reference_says_nothing_after_its_first_difference_or_its_end() -> Non
     same = {s: np.where(np.arange(12) == 4, -7, recorded.ids[-12:]) if s == A0 else r for s, r in cut.items()}
     again = replace(short, scores=replace(short.scores, references={**short.scores.references, PROOF: same}))
     assert runs(again) == [("v1", 5, 11)]  # v0 and v2 were excluded by tokens 4 and 5, whatever they say later
+
+
+def at_limits(rows: dict[tuple[str, str], list[float]]) -> list[tuple[str, int, int]]:
+    """Early margins of 0.5 nats: 0.75 still fits, over 3 excludes, over 7.5 is nobody's."""
+    size = len(next(iter(rows.values())))
+    found = scored(lines(f"stream a 1600: x*{size}"), {s: "." * size for s in rows}, early=0.5)
+    known = trust(found)
+    assert (known.tolerance, known.cut, known.alien) == (0.75, 3.0, 7.5)
+    margins = {**found.scores.margins, PROOF: {s: np.array(m, np.float32) for s, m in rows.items()}}
+    return runs(replace(found, scores=replace(found.scores, margins=margins)))
+
+
+def test_a_margin_on_a_limit_excludes_nobody() -> None:
+    def other(value: float, size: int) -> dict[tuple[str, str], list[float]]:
+        return {A1: [value] * size, A2: [value] * size}
+
+    assert at_limits({A0: [0.0] * 3 + [3.0] * 3, **other(9.0, 6)}) == [("v0", 0, 5)]
+    assert at_limits({A0: [0.0] * 3 + [3.1] * 3, **other(9.0, 6)}) == [("v0", 0, 2), ("another version", 3, 5)]
+    named = {A0: [0.0] * 5 + [9.0] * RUN, A1: [9.0] * (5 + RUN)}
+    assert at_limits({**named, A2: [9.0] * 5 + [0.75] * RUN})[1:] == [("v2", 5, 4 + RUN)]
+    assert at_limits({**named, A2: [9.0] * 5 + [0.76] * RUN})[1:] == [("another version", 5, 4 + RUN)]
+    assert at_limits({A0: [7.5] * 3 + [0.0] * 3, **other(9.0, 6)}) == [("another version", 0, 5)]
+    assert at_limits({A0: [7.6] * 3 + [0.0] * 3, **other(9.0, 6)}) == [("explained by no version", 0, 2)]
+
+
+def test_what_scores_tell_apart_are_the_versions_of_scored_adapters() -> None:
+    """b was not to be scored, though it was asked about a's streams; base has no versions."""
+    text = {A0: "." * 10, A1: "#" * 10, A2: "#" * 10, ("b", "v0"): "#" * 10, BASE: "#" * 10}
+    contents = open_case(scored(lines("stream a 1600: x*10"), text, adapters=("a", "base"))).look.line.contents
+    both = [("a", "another version"), ("a", "explained by no version")]
+    assert list(contents.labels) == [*both, A0, A1, A2, ("b", "v0")]
+    assert contents.marked.tolist() == [True] * 5 + [False]
+
+
+def test_only_guarantees_over_all_tokens_are_blind_behind_a_tear() -> None:
+    torn = {A0: ".....#...#", A1: "#....#..#.", A2: "#....#.#.."}
+    verdict = judge(
+        scored(lines("stream a 998: x*10", "stream a 1600: x*3"), torn, {A0: "###", A1: "###", A2: "..."}), Require()
+    )
+    words = "1 streams go on, after a tear, with tokens that no version explains alone"
+    blind = {g.name for g in verdict.guarantees if g.because == words}
+    assert blind == {"valid", "fresh", "ordered", "monotonic"}
+    assert {g.name: g.status for g in verdict.guarantees}["complete"] == "PASS"
+
+
+def test_a_stream_of_base_is_judged_when_all_of_it_is_explained_or_some_by_an_adapter() -> None:
+    def judged(base: str, b: str = "#" * 20) -> tuple[bool, list[tuple[str, int, int]]]:
+        found = scored(lines("stream base 1600: x*20"), {BASE: base, ("b", "v0"): b, A0: "#" * 20})
+        return bool(open_case(found).attribution.judged[PROOF]), runs(found)
+
+    assert judged("." * 20) == (True, [])
+    assert judged("." * 19 + ":") == (True, [])  # nothing excludes the base
+    assert judged("." * 10 + "#" * 10) == (False, [])
+    assert judged("." * 10 + "#" * 10, "#" * 10 + "." * 10) == (True, [("b/v0", 10, 19)])
