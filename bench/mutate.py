@@ -227,9 +227,9 @@ def preload() -> None:
     os.environ.setdefault("ORACLE_HISTORIES", "150")
     os.environ.setdefault("COVERAGE_REPS", "40")
     sys.path.insert(0, str(ROOT / "tests"))
-    import hypothesis.strategies
-    import minihistory
-    import numpy
+    import hypothesis.strategies  # noqa: F401
+    import minihistory  # noqa: F401
+    import numpy  # noqa: F401
     import pytest  # noqa: F401
 
     import loadtest.history
