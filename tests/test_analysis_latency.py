@@ -518,3 +518,27 @@ def test_bystanders_are_named_whether_they_stream_or_not() -> None:
 def test_gaps_extend_from_the_first_of_all_to_the_last(last: str, end: int) -> None:
     found = extent(gaps(case_of(f"stream a 5: v0@10 v0@{last}\nstream a 6: v0@8 | stalled ended=50")))
     assert found == (history("").runs[0].started_ns + 8_000_000, history("").runs[0].started_ns + end * 1_000_000)
+
+
+@pytest.mark.parametrize(("users", "same"), [(6, True), (5, False), (10, True), (11, False)])
+def test_a_quarter_more_or_fewer_streams_beside_are_the_same_load(users: int, same: bool) -> None:
+    """Eight streams at a time after the swap: 6 to 10 before it are alike, though a third fewer arrive."""
+    text = closed_loop(10, 5, 4, users) + "load a v1 1000 1010 ok\n" + closed_loop(1100, 5, 4, 8).replace("v0", "v1")
+    h = hangover(case_of(text))
+    assert h.because == ("" if same else "the load after the last swap was another than before the first")
+    assert (h.before, h.after) == (5 * users, 40)
+
+
+@pytest.mark.parametrize(
+    ("begins", "status"), [(-5, "FAIL"), (-5.001, "PASS"), (0, "FAIL"), (299.999, "FAIL"), (300, "PASS")]
+)
+def test_a_rare_stall_is_a_swaps_when_it_began_in_its_window_or_a_usual_gap_before(begins: float, status: str) -> None:
+    """Windows are [0, 300] ms from each swap, the usual gap is 5 ms; the first five swaps meet a stall of 60 ms."""
+    lines = []
+    for i in range(1, 11):
+        at = 1000 * i + begins
+        lines.append(f"stream b {at - 55}: {steps(at - 55, 11, 5)} " + (f"v0@{at + 60} " if i <= 5 else ""))
+        lines.append(f"stream b {1000 * i + 10}: {steps(1000 * i + 10, 30, 5)}")
+        lines.append(f"stream b {1000 * i + 500}: {steps(1000 * i + 500, 30, 5)}")
+    (budget,) = budgets(SWAPS + "\n".join(lines), stall=11.9)[1]
+    assert budget.status == status

@@ -243,3 +243,10 @@ def test_sign_flips_count_ties_and_leave_zeros_out() -> None:
     tied = np.array([0.1] * 10 + [0.3] * 5)  # 15: sampled; only all signs positive reach the sum of 2.5
     assert stats.sign_flip(tied, reps=50) == 1 / 51
     assert stats.sign_flip(np.array([1.0] * 8 + [-1.0] * 8), reps=200) == pytest.approx(0.6, abs=0.15)
+
+
+@pytest.mark.parametrize("b", [1, 100, 10**6])
+def test_a_quantile_of_a_tiny_rate_is_as_sharp_as_any(b: int) -> None:
+    """Beta(1, b): I_x = 1 - (1 - x)^b."""
+    assert stats.beta_quantile(0.025, 1, b) == pytest.approx(-math.expm1(math.log1p(-0.025) / b), rel=1e-12)
+    assert stats.beta_quantile(0.025, b, 1) == pytest.approx(0.025 ** (1 / b), rel=1e-12)
