@@ -34,6 +34,7 @@ I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
 OK, FAIL, INFO = 0, 1, 2
+ARRIVAL_END = 2**32 - 1  # µs
 BLOCK = 4_000_000  # tokens worked on at a time: temporaries stay under 100 MB
 
 
@@ -265,7 +266,10 @@ def _streams(files: list[File], problems: list[str]) -> tuple[StreamTable, I32, 
     at = _gather(all_arrivals, offset, table.tokens, np.int64)
     at *= 1000
     for rows, tokens in blocks(table.tokens):
+        beyond = np.flatnonzero(at[tokens] >= ARRIVAL_END * 1000) + tokens.start
         at[tokens] += np.repeat(table.sent[rows], table.tokens[rows])
+        if len(beyond):
+            at[beyond] = np.maximum(at[beyond], table.last[np.searchsorted(table.start, beyond, side="right") - 1])
     return table, ids, at, _gather(all_prompts, prompt_offset, table.prompt, np.int32)
 
 

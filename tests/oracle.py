@@ -42,7 +42,8 @@ def candidates(loads: list[Load], token: Token) -> list[Load]:
 
 
 def invalid(loads: list[Load], streams: list[Stream]) -> set[int]:
-    return {i for i, s in enumerate(streams) if any(not candidates(loads, t) for t in s.tokens)}
+    ours = min((k.end for k in loads if k.outcome == "ok"), default=FOREVER)
+    return {i for i, s in enumerate(streams) if s.sent > ours and any(not candidates(loads, t) for t in s.tokens)}
 
 
 def stale(loads: list[Load], streams: list[Stream]) -> set[int]:
@@ -148,7 +149,7 @@ def reverted(loads: list[Load], streams: list[Stream], i: int) -> bool:
 
 def wiped(loads: list[Load], streams: list[Stream], i: int) -> bool:
     k, until = loads[i], following(loads, i)
-    since = max((n.end for n in loads[:i] if n.outcome == "ok"), default=0)
+    since = max((n.end for n in loads[:i] if n.outcome != "info"), default=0)
     served = any(since < s.sent < k.start and not s.gone for s in streams)
     inside = [s.gone for s in streams if k.end < s.sent < until]
     near = [s.gone for s in streams if k.end <= s.sent <= until]

@@ -246,6 +246,7 @@ def _plain(history: History, look: Lookup, code: I32, owner: I32, marked: Bool) 
     first, last = at[starts], at[ends - 1]
     alone = (count == history.streams.tokens[own]) & (count >= WHOLE)
     explained = look.line.unknown_from[owner[own]] <= history.at[last] + look.line.epsilon
+    explained |= history.streams.sent[own] <= look.line.ours_from[owner[own]] + look.line.epsilon
     base = ((count >= RUN) | alone) & ~explained
     np.add.at(noise, owner[own[~base & ~explained]], count[~base & ~explained])
     runs = Runs(own, np.full(len(own), PLAIN, np.int32), first, last, count, history.at[first], history.at[last])

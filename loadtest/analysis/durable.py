@@ -11,9 +11,10 @@ load that overwrites k accuses nobody). At least MIN_STREAMS informative streams
    the streams sent in between (plus one of each kind) explains them with probability under REVERT_ERROR. A server of
    which one replica lags mixes old and new all the time: that is stale, not reverted.
 3. wiped: after a refused load, streams are rejected as unknown (HTTP 400, 404) or served by the base, at least two
-   and from the first of them on all of them, while in the window before the refused load one was served. A reload
-   that was refused after its unload succeeded has removed the adapter by itself; that is not counted here
-   (`complete` counts the streams).
+   and from the first of them on all of them, while one was served between the operation answered before it and the
+   refused load. A reload that was refused after its unload succeeded has removed the adapter by itself; that is not
+   counted here (`complete` counts the streams). Nor is anything after an unload or reload without an answer, for it may
+   remove the adapter at any time.
 """
 
 from __future__ import annotations
@@ -199,13 +200,13 @@ def _content_seen(case: Case, view: _Adapter, op: Op) -> bool:
 
 def _wiped(view: _Adapter, i: int, window: _Window) -> _Charge | None:
     op = view.ops[i]
-    if op.mode == "reload" and op.gone:
+    if (op.mode == "reload" and op.gone) or any(_may_remove(o) for o in view.ops[:i]):
         return None
     gone, served = view.gone[window.maybe], view.served[window.maybe] & ~view.gone[window.maybe]
     surely = int(view.gone[window.sure].sum())
     if surely + int((view.served & ~view.gone)[window.sure].sum()) < 2:
         return None
-    since = max((o.acked for o in view.ops[:i] if o.outcome == "ok"), default=0)
+    since = max((o.acked for o in view.ops[:i] if o.outcome != "info"), default=0)
     before = view.served[(view.sent > since) & (view.sent < op.invoked)]
     first = int(np.argmax(gone)) if gone.any() else 0
     # A stream may show the old version before the base takes over, so `gone` outweighs `served`.
@@ -213,6 +214,11 @@ def _wiped(view: _Adapter, i: int, window: _Window) -> _Charge | None:
     row = int(view.rows[window.maybe][first])
     words = f"before it the adapter was served, after it {surely} streams found no adapter"
     return _Charge(op, "wiped" if wiped else "", row, words)
+
+
+def _may_remove(op: Op) -> bool:
+    """Whether an operation without an answer may take the adapter away, now or later."""
+    return op.mode in ("unload", "reload") and (op.outcome == "info" or op.acked == 0)
 
 
 def _witnesses(case: Case, charges: list[_Charge]) -> Iterator[Witness]:

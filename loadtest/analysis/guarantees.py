@@ -12,7 +12,8 @@ Rules
    ones keep it UNKNOWN, cancelled ones do not.
 3. valid: every informative token has a candidate of the stream's own adapter. Kinds: `prophetic` (all its loads are
    invoked later), `aborted` (the loads begun by then were refused), `leak` (another adapter's content), `fallback` (the
-   base's tokens), `alien` (this adapter's content that this run never loads).
+   base's tokens), `alien` (this adapter's content that this run never loads). What a stream shows that was sent before
+   the run's own setup of the adapter was acked may have been there before: only a leak is held against it.
 4. fresh: not every candidate of a token is superseded. A load is superseded for stream r when an ok load k' of the
    adapter was acked ≺ send(r) and load ≺ k'. An `info` load is never superseded.
 5. untorn: all informative tokens of the stream's own adapter have one content.
@@ -158,7 +159,9 @@ def run_kinds(case: Case) -> npt.NDArray[np.object_]:
     out = np.full(len(runs), "", dtype=object)
     out[~own] = "leak"
     orphan = own & (case.look.newest(runs.content, runs.begin) < 0)
-    explained = line.unknown_from[line.contents.adapter[runs.content]] <= runs.begin + case.epsilon
+    mine = line.contents.adapter[runs.content]
+    explained = line.unknown_from[mine] <= runs.begin + case.epsilon
+    explained |= case.history.streams.sent[runs.stream] <= line.ours_from[mine] + case.epsilon
     orphan &= ~explained
     refused = np.full(len(line.contents.labels), NEVER, np.int64)
     no = line.outcome == FAIL

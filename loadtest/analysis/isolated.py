@@ -24,6 +24,7 @@ from loadtest.analysis.case import Case, Finding, Witness, by_stream, first_stre
 from loadtest.analysis.client import late, swap_lag_ms
 from loadtest.analysis.gaps import Gaps, Windows, extent, median_length, outside, stalls, swap_windows
 from loadtest.analysis.stats import F64, Interval, binomial_tail, clopper_pearson, mean_ratio
+from loadtest.analysis.timeline import APART, TIMELESS
 from loadtest.history import FAIL, Bool
 
 Status = Literal["PASS", "FAIL", "UNKNOWN"]
@@ -73,6 +74,8 @@ def isolated(case: Case, found: Gaps, error_rate: float | None, stall: float | N
     witnesses = [_leak(case, int(s)) for s in first_streams(case, flagged)]
     finding = by_stream(case, "isolated", flagged, exposed, {"leak": flagged}, witnesses)
     finding = replace(finding, unit="bystander streams")
+    if case.epsilon >= APART:
+        budgets = [replace(b, status="UNKNOWN", because=TIMELESS) for b in budgets]
     for b in budgets:
         if b.status == "FAIL":
             kinds = {**finding.kinds, b.name.removeprefix("isolated_"): 1}

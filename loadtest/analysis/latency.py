@@ -16,6 +16,7 @@ from loadtest.analysis.case import Case, is_ok
 from loadtest.analysis.client import lag_ms, late
 from loadtest.analysis.gaps import Some
 from loadtest.analysis.stats import F64, Interval, median_ratio, quantile
+from loadtest.analysis.timeline import APART, TIMELESS
 from loadtest.history import FAIL, INFO, OK, Bool
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -105,6 +106,8 @@ def hangover(case: Case, seed: int = 0) -> Hangover:
     nothing = (math.nan, (0.0, math.inf), math.nan, math.nan, 0, 0)
     if not len(case.swaps):
         return Hangover(*nothing, "no swap")
+    if case.epsilon >= APART:
+        return Hangover(*nothing, TIMELESS)
     t = case.history.streams
     itl = tpot_ms(case)
     good = is_ok(case) & (t.tokens >= MIN_TOKENS) & ~t.text_only

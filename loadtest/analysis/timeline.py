@@ -21,6 +21,7 @@ BASE = "base"  # what streams without an adapter name
 ANOTHER, UNEXPLAINED = "another version", "explained by no version"  # contents of scored adapters: see margins.py
 NEVER = 2**61  # an end that does not come; twice it still fits int64
 APART = 2**60  # epsilon between clocks that cannot be compared: everything is concurrent
+TIMELESS = "what came before a swap and what after it is not on record"
 OUTCOME = {"ok": OK, "fail": FAIL, "info": INFO}
 BAD = "bad:"  # prefix of the label of a load that must be refused
 
@@ -52,6 +53,7 @@ class Timeline:
     outcome: I8
     epsilon: int
     unknown_from: I64  # [A] earliest start of a load whose content emits nobody knows what; NEVER for none
+    ours_from: I64  # [A] first ack of an adapter that this run set up: before it, anything may have been loaded
 
     def of(self, content: int, *, refused: bool = False) -> npt.NDArray[np.int64]:
         """Indices of the loads of one content: those that may have applied, or the refused ones."""
@@ -84,7 +86,15 @@ def timeline(history: History, epsilon: int = 0) -> Timeline:
     for name in _served_unseen(history):
         unknown[contents.adapters.index(name)] = -NEVER
     ops = tuple(r[4] for r in loads)
-    return Timeline(contents, ops, content, adapter, start, end, outcome, wide, unknown)
+    return Timeline(contents, ops, content, adapter, start, end, outcome, wide, unknown, _ours_from(history, contents))
+
+
+def _ours_from(history: History, contents: Contents) -> I64:
+    out = np.full(len(contents.adapters), -NEVER, np.int64)
+    for name in _set_up(history):
+        mine = (op.acked for op in history.ops if op.adapter == name and op.mode != "unload" and op.outcome == "ok")
+        out[contents.adapters.index(name)] = min((at for at in mine if at), default=NEVER)
+    return out
 
 
 def _interval(op: Op) -> tuple[int, int, int]:

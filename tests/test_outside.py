@@ -1,0 +1,199 @@
+"""Histories written as raw files by somebody who does not trust the checker: innocent ones, planted faults, lines that
+contradict each other. Every verdict must add up, and every witness must be there in the raw lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from outside import MS, SWAPS, Row, World, mark, ns, served, swap_at, verdict, world
+
+Build = Callable[[World], Any]
+ROWS: list[tuple[str, Build, str, set[str], set[str]]] = []
+
+
+def row(status: str, kinds: str = "", gates: str = "") -> Callable[[Build], Build]:
+    """A history: the status, every `guarantee:kind` and every failed gate that its verdict must have, and no other."""
+
+    def add(build: Build) -> Build:
+        ROWS.append((build.__name__, build, status, set(kinds.split()), set(gates.split())))
+        return build
+
+    return add
+
+
+def declare(w: World, *versions: int, **more: Any) -> None:
+    for k in versions:
+        about = {"sha": f"a{k}", "markers": [mark("a", k)], **more}
+        w.add("version", 0, adapter="a", version=f"v{k}", path="", **about)
+
+
+def show(w: World, start: float, end: float, k: int) -> None:
+    """Streams of a sent in [start, end) show version k."""
+    for r in w.streams():
+        if ns(start) <= r["sent_ns"] < ns(end):
+            w.put(r, [mark("a", k)] * r["tokens"])
+
+
+def gone(w: World, start: float, end: float) -> None:
+    """Streams of a sent in [start, end) are answered 404."""
+    no = {"status": 404, "outcome": "fail", "reason": "rejected", "done": False, "finish": "", "usage": -1}
+    for r in w.streams():
+        if ns(start) <= r["sent_ns"] < ns(end):
+            r.update(no, tokens=0, chunks=0, first_ns=0, last_ns=0, ended_ns=r["sent_ns"] + MS)
+
+
+def last(w: World, adapter: str = "a") -> Row:
+    """The last stream of the second engine's file."""
+    return w.streams(adapter, "e1")[-1]
+
+
+# -- innocent ---------------------------------------------------------------------------------------------------------
+
+
+@row("PASS")
+def nothing_at_all(w: World) -> None:
+    pass
+
+
+@row("PASS")
+def a_load_that_timed_out_applies_late_and_again(w: World) -> None:
+    declare(w, 13)
+    op = w.op("a", "v13", 2105, None)
+    w.add("ack", 2150, op=op, outcome="info", acked_ns=ns(2150), reason="timeout")
+    show(w, 2500, 2590, 13)
+    show(w, 2900, 2990, 13)
+
+
+@row("PASS")
+def overlapping_loads_acked_in_the_other_order(w: World) -> None:
+    declare(w, 13, 14)
+    w.op("a", "v13", 2105, 2145)
+    w.op("a", "v14", 2110, 2130, engine="e1", by="operator")
+    show(w, 2130, 2145, 14)
+    show(w, 2145, 2220, 13)
+
+
+@row("PASS")
+def two_labels_of_one_content(w: World) -> None:
+    declare(w, 13, sha="a5", markers=[mark("a", 5)])
+    w.op("a", "v13", 3950, 3955, by="operator")
+    show(w, 3955, 4500, 5)
+
+
+@row("PASS")
+def two_adapters_share_a_marker(w: World) -> None:
+    w.find("version", adapter="b", version="v0")["markers"] = [mark("b", 0), mark("a", 3)]
+
+
+@row("PASS")
+def fifty_swaps_of_half_a_millisecond(w: World) -> None:
+    declare(w, *range(30, 81))
+    show(w, 3900, 3921, 69)
+    show(w, 3940, 4500, 80)
+    for i in range(50):
+        w.op("a", f"v{30 + i}", 3900 + i / 2, 3900.4 + i / 2, by="operator")
+        w.stream("a", 3900.42 + i / 2, [mark("a", 30 + i)] * 20)
+    w.op("a", "v80", 3930, 3940, by="operator")
+
+
+@row("PASS")
+def streams_of_one_token_and_of_none(w: World) -> None:
+    for i in range(300):
+        sent = 600 + 11 * i
+        w.stream("a", sent, [mark("a", served(sent))], "e1")
+        w.stream("base", sent, [100 + i], "e1")
+        w.stream("b", sent, [], "e1", finish="stop", ignore_eos=False, max_tokens=5)
+
+
+@row("PASS")
+def replicas_take_a_swap_one_after_another(w: World) -> None:
+    for engine in w.boot:
+        w.find("run", engine=engine)["replicas"] = ["http://x", "http://y"]
+    for r in w.streams() + w.streams("b") + w.streams("base"):
+        r["replica"] = 1
+    for k in range(1, SWAPS + 1):
+        op = w.find("invoke", version=f"v{k}")["op"]
+        for replica, acked in ((0, 5), (1, 20)):
+            at = ns(swap_at(k) + acked)
+            w.add("replica_ack", swap_at(k) + 20, op=op, replica=replica, outcome="ok", acked_ns=at)
+        for i in range(4):
+            w.stream("a", swap_at(k) + 6 + 3 * i, [mark("a", k)] * 40, replica=0)
+            w.stream("a", swap_at(k) + 7 + 3 * i, [mark("a", k - 1)] * 40, replica=1)
+
+
+@row("PASS")
+def traffic_before_the_setup_shows_what_was_there(w: World) -> None:
+    for i in range(5):
+        w.stream("a", -900 + i, [mark("a", i)] * 20)
+
+
+@row("PASS")
+def a_token_after_more_than_71_minutes(w: World) -> None:
+    declare(w, 13)
+    hour = 4_300_000.0
+    w.op("a", "v13", hour, hour + 5, by="rollback")
+    w.stream(
+        "a", 4600, [mark("a", 13)] * 5, at=[4600 + (2**32 - 1) / 1000] * 5, last_ns=ns(hour + 9), ended_ns=ns(hour + 9)
+    )
+
+
+@row("FAIL", "complete:rejected")
+def the_hole_of_a_reload(w: World) -> None:
+    invoke = w.find("invoke", version="v5")
+    invoke["mode"] = "reload"
+    w.find("ack", op=invoke["op"])["gone_ns"] = ns(2001)
+    gone(w, 2000, 2020)
+
+
+@row("FAIL", "complete:rejected")
+def a_reload_refused_in_its_hole_and_then_a_bad_load(w: World) -> None:
+    w.op("a", "v12", 3905, 3910, "fail", mode="reload", gone=3907, arm="sham")
+    w.op("a", "bad:missing", 4005, 4010, "fail", arm="bad")
+    gone(w, 3907, 4490)
+
+
+@row("FAIL", "complete:rejected")
+def an_unload_that_timed_out_and_then_a_bad_load(w: World) -> None:
+    w.op("a", "", 3905, None, mode="unload", by="operator")
+    w.op("a", "bad:missing", 4005, 4010, "fail", arm="bad")
+    gone(w, 4008, 4490)
+
+
+@row("FAIL", "complete:rejected durable:wiped")
+def the_first_of_two_bad_loads_wipes(w: World) -> None:
+    w.op("a", "bad:missing", 3905, 3910, "fail", arm="bad")
+    w.op("a", "bad:missing", 4005, 4010, "fail", arm="bad")
+    gone(w, 3908, 4490)
+
+
+@row("UNKNOWN", gates="clock")
+def a_file_of_another_machine(w: World) -> None:
+    """Its clock is a hundred seconds ahead, and its server three times as slow: no hangover."""
+    w.find("run", engine="e1")["boot_id"] = "another"
+    for line in [r for e, _, r in w.lines if e == "e1"]:
+        line.update({k: t + 100_000 * MS for k, t in line.items() if k.endswith("_ns") and t > 10**12})
+    w.columns["e1"][1][:] = [3 * us for us in w.columns["e1"][1]]
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("build", "status", "kinds", "gates"), [r[1:] for r in ROWS], ids=[r[0] for r in ROWS])
+def test_what_a_history_is_judged(build: Build, status: str, kinds: set[str], gates: set[str], tmp_path: Path) -> None:
+    w = world()
+    build(w)
+    d = verdict(tmp_path, w)
+    found = {f"{name}:{kind}" for name, g in d["guarantees"].items() for kind in g["kinds"]}
+    failed = {g["name"] for g in d["gates"] if g["status"] != "ok"}
+    assert (d["status"], found, failed) == (status, kinds, gates)
+
+
+def test_one_wipe_is_charged_to_one_load(tmp_path: Path) -> None:
+    w = world()
+    the_first_of_two_bad_loads_wipes(w)
+    d = verdict(tmp_path, w)["guarantees"]["durable"]
+    assert (d["violations"], d["witnesses"][0]["swap"]) == (1, "e0-16")
