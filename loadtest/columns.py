@@ -4,6 +4,7 @@ Rules
 1. A line whose fields have the types of `records.Stream` is taken as it is; an absent field that `_NEVER` names has
    its value. Everything else is a named problem, and so is a number that its column cannot hold.
 2. A stream that was sent and never ended is a row too, after the ended ones; a `send` whose stream ended is forgotten.
+3. A line that contradicts itself or another one leaves its stream unfinished: nobody can say how it ended.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from loadtest.records import REASONS_FAIL, REASONS_INFO
 
 OUTCOMES: dict[str, int] = {"ok": 0, "fail": 1, "info": 2}
 BATCH = 20_000  # rows held as Python objects
@@ -85,6 +88,7 @@ def usable(row: dict[str, Any]) -> bool:
         and row.get("outcome", "info") in OUTCOMES
         and all(abs(v) < LARGE for k in KEYS if _TYPES[k] is int and (v := row.get(k, 0)) is not None)
         and all(-(2**31) <= row.get(k, 0) < 2**31 for k in _NARROW)
+        and row["sent_ns"] > 0
     )
 
 
@@ -167,7 +171,8 @@ class Rows:
                 out[key] = np.array(values, np.bool_)
             else:
                 out[key] = column = np.array(values, np.int32 if key in _NARROW else np.int64)
-                if column.max(initial=0) >= LARGE or column.min(initial=0) <= -LARGE:
+                low = 0 if key == "sent_ns" else -LARGE
+                if column.max(initial=0) >= LARGE or column.min(initial=1) <= low:
                     raise OverflowError(key)
         return out
 
@@ -195,16 +200,89 @@ def _coded(values: Iterable[str], index: dict[str, int]) -> npt.NDArray[np.int32
     return np.array([index.setdefault(v, len(index)) for v in values], np.int32)
 
 
-def without_tokens(rows: Rows, columns: dict[str, Column], tokens: int, prompts: int) -> list[int]:
-    """Make streams whose tokens the column files do not hold into unfinished ones; their rows."""
+Doubts = list[tuple[int, int, str]]  # (position among the stream lines, number of the stream, what is wrong)
+
+
+def believed(
+    rows: Rows, columns: dict[str, Column], arrivals: Column, prompts: int
+) -> tuple[dict[str, Column], Doubts]:
+    """The columns without what cannot be (rule 3), given the arrivals of all tokens and the number of prompt ids."""
+    doubts: Doubts = []
+    tests = {
+        "names tokens that the column files do not hold": _outside(columns, len(arrivals), prompts),
+        "ended more than once": _again(columns),
+        "has a reason that does not belong to its outcome": _mismatched(rows, columns),
+        "ended before its last token, or before it was sent": _backwards(columns),
+        "names tokens of another stream": _shared(columns),
+        "has tokens that were read before those in front of them": _falling(columns, arrivals),
+    }
+    unsure = np.zeros(len(columns["stream"]), bool)
+    for words, bad in tests.items():
+        found = np.flatnonzero(bad & ~unsure & (columns["position"] >= 0))
+        doubts += [(int(columns["position"][r]), int(columns["stream"][r]), words) for r in found.tolist()]
+        unsure[found] = True
+    for key, value in _NEVER.items():
+        columns[key][unsure] = rows.code(key, value) if isinstance(value, str) else value
+    first = np.zeros(len(unsure), bool)
+    first[np.unique(columns["stream"], return_index=True)[1]] = True
+    return ({k: v[first] for k, v in columns.items()} if not first.all() else columns), doubts
+
+
+def _outside(columns: dict[str, Column], tokens: int, prompts: int) -> Column:
     over = columns["offset"] > tokens - columns["tokens"]  # a sum of two could wrap round
     over |= columns["prompt_offset"] > prompts - columns["prompt"]
     for key in ("offset", "tokens", "prompt_offset", "prompt"):
         over |= columns[key] < 0
-    bad = np.flatnonzero(over & (columns["position"] >= 0))
-    for key, value in _NEVER.items():
-        columns[key][bad] = rows.code(key, value) if isinstance(value, str) else value
-    return bad.tolist()
+    return over
+
+
+def _again(columns: dict[str, Column]) -> Column:
+    _, code, count = np.unique(columns["stream"], return_inverse=True, return_counts=True)
+    out: Column = count[code] > 1
+    return out
+
+
+def _mismatched(rows: Rows, columns: dict[str, Column]) -> Column:
+    """ok goes with no reason, fail with none of REASONS_INFO, info with none of REASONS_FAIL."""
+    reasons = np.array(rows.words("reason") or [""], dtype=object)
+    wrong = {
+        "ok": reasons != "",
+        "fail": np.isin(reasons, ("", *REASONS_INFO)),
+        "info": np.isin(reasons, ("", *REASONS_FAIL)),
+    }
+    table = np.array([wrong[word] for word in rows.words("outcome")] or [reasons != ""], np.bool_)
+    out: Column = table[columns["outcome"], columns["reason"]]
+    return out
+
+
+def _backwards(columns: dict[str, Column]) -> Column:
+    last = np.maximum(columns["sent_ns"], np.maximum(columns["first_ns"], columns["last_ns"]))
+    return columns["ended_ns"] < last
+
+
+def _shared(columns: dict[str, Column]) -> Column:
+    """Streams whose tokens begin before those of the stream that lies before them end; and that stream."""
+    held = np.flatnonzero(columns["tokens"] > 0)
+    held = held[np.argsort(columns["offset"][held], kind="stable")]
+    out = np.zeros(len(columns["stream"]), bool)
+    if len(held) > 1:
+        start = columns["offset"][held]
+        reach = np.maximum.accumulate(start + columns["tokens"][held])
+        late = np.flatnonzero(start[1:] < reach[:-1]) + 1
+        out[held[late]] = out[held[np.searchsorted(reach, reach[late - 1])]] = True
+    return out
+
+
+def _falling(columns: dict[str, Column], arrivals: Column) -> Column:
+    block = 4_000_000
+    parts = [np.empty(0, np.int64)]
+    for i in range(0, len(arrivals), block):
+        some = arrivals[i : i + block + 1]
+        parts.append(np.flatnonzero(some[1:] < some[:-1]) + i + 1)
+    falls, start = np.concatenate(parts), columns["offset"]
+    inside = np.searchsorted(falls, start + columns["tokens"]) > np.searchsorted(falls, start, side="right")
+    out: Column = inside & (columns["tokens"] > 0)
+    return out
 
 
 def merged(words: Sequence[Sequence[str]], codes: Sequence[npt.NDArray[np.int32]]) -> Coded:

@@ -3,7 +3,8 @@
 Rules
 1. Nothing a file holds can make `load` raise except that no history is there at all. What cannot be used is dropped
    and named in `History.problems`; the verdict's gates see it.
-2. An `invoke` without its `ack`, a `send` without its `stream`: outcome `info`, as of a crash.
+2. An `invoke` without its `ack`, a `send` without its `stream`: outcome `info`, as of a crash. What contradicts itself
+   or another line is named and accuses nobody (contradictions.py, columns.py).
 3. Streams are sorted by `sent`; tokens lie in the order of the streams, so stream i owns
    ids[start[i] : start[i] + tokens[i]].
 """
@@ -18,9 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loadtest import calibration, records, scores
+from loadtest import calibration, contradictions, records, scores
 from loadtest.calibration import Calibration
 from loadtest.columns import LARGE, OUTCOMES, Coded, Column, merged
+from loadtest.contradictions import Op as Op
 from loadtest.errors import HistoryError
 from loadtest.journal import Journal as Journal
 from loadtest.lines import File, R, read, stream_columns, typed
@@ -76,28 +78,6 @@ class StreamTable:
 
 
 @dataclass(frozen=True, slots=True)
-class Op:
-    """An admin operation: `invoke` joined with its `ack`."""
-
-    name: str  # "e0-3"
-    adapter: str
-    mode: str
-    version: str
-    path: str
-    arm: str
-    by: str
-    phase: int
-    invoked: int
-    acked: int  # 0 = never
-    outcome: str
-    status: int = 0
-    reason: str = ""
-    message: str = ""
-    gone: int = 0
-    answers: tuple[records.ReplicaAck, ...] = ()  # of a fleet, by replica
-
-
-@dataclass(frozen=True, slots=True)
 class Span:
     """A phase; `end` is the end of the history when its end was not recorded."""
 
@@ -128,6 +108,7 @@ class History:
     scrapes: tuple[records.Scrape, ...] = ()
     scores: Scores = NO_SCORES
     calibration: Calibration | None = None
+    blind: bool = False  # operations may be missing: what came before what is not on record
 
 
 def load(folder: Path) -> History:
@@ -152,25 +133,33 @@ def build(files: list[File]) -> History:
     def gather(cls: type[R]) -> tuple[R, ...]:
         return tuple(r for f in files for r in typed(f, cls, problems))
 
-    ops = sorted((op for f in files for op in _ops(f, problems)), key=lambda op: (op.invoked, op.name))
+    ops = sorted(
+        (op for f in files for op in contradictions.operations(f, problems)), key=lambda op: (op.invoked, op.name)
+    )
     latest = _latest(files)
-    phases = _spans(gather(records.Phase), latest)
+    edges = gather(records.Phase)
+    contradictions.phases(edges, problems)
+    phases = _spans(edges, latest)
     streams, ids, at, prompts = _streams(files, problems)
+    runs = contradictions.headers(files, problems)
+    versions = contradictions.versions(gather(records.Version), problems)
+    contradictions.unknown(runs, versions, ops, streams.replica, problems)
     object.__setattr__(streams, "phase", _phase_of(streams.sent, phases))
     return History(
-        runs=gather(records.Run),
+        runs=runs,
         streams=streams,
         ids=ids,
         at=at,
         prompts=prompts,
         ops=tuple(ops),
-        versions=_unique_versions(gather(records.Version)),
+        versions=versions,
         phases=phases,
         health=gather(records.Health),
         undo=gather(records.Undo),
         events=gather(records.Event),
-        ends=gather(records.End),
+        ends=contradictions.ends(files, problems),
         scrapes=gather(records.Scrape),
+        blind=any(f.blind for f in files),
         problems=tuple(problems),
     )
 
@@ -179,42 +168,6 @@ def unmarked(recorded: History) -> History:
     """The same without anything that tells versions apart."""
     bare = tuple(replace(v, markers=()) for v in recorded.versions)
     return replace(recorded, versions=bare, scores=NO_SCORES)
-
-
-def _unique_versions(versions: tuple[records.Version, ...]) -> tuple[records.Version, ...]:
-    """Several engines may declare the same content; the first declaration stands."""
-    return tuple({(v.adapter, v.version): v for v in reversed(versions)}.values())[::-1]
-
-
-def _ops(file: File, problems: list[str]) -> list[Op]:
-    acks = {a.op: a for a in typed(file, records.Ack, problems)}
-    answers: dict[int, list[records.ReplicaAck]] = {}
-    for answer in typed(file, records.ReplicaAck, problems):
-        answers.setdefault(answer.op, []).append(answer)
-    out = []
-    for i in typed(file, records.Invoke, problems):
-        a = acks.get(i.op) or records.Ack(op=i.op, outcome="info", acked_ns=0, reason="unfinished")
-        out.append(
-            Op(
-                name=f"{file.engine}-{i.op}",
-                adapter=i.adapter,
-                mode=i.mode,
-                version=i.version,
-                path=i.path,
-                arm=i.arm,
-                by=i.by,
-                phase=i.phase,
-                invoked=i.invoked_ns,
-                acked=a.acked_ns,
-                outcome=a.outcome,
-                status=a.status,
-                reason=a.reason,
-                message=a.message,
-                gone=a.gone_ns,
-                answers=tuple(answers.get(i.op, ())),
-            )
-        )
-    return out
 
 
 def _latest(files: list[File]) -> int:
@@ -251,7 +204,7 @@ def _streams(files: list[File], problems: list[str]) -> tuple[StreamTable, I32, 
     for f in files:
         ids, arrivals, prompts = f.column("tokens", "<i4"), f.column("arrivals", "<u4"), f.column("prompts", "<i4")
         count = min(len(ids), len(arrivals))
-        part = stream_columns(f, count, len(prompts), problems)
+        part = stream_columns(f, arrivals[:count], len(prompts), problems)
         part["offset"] += token_base
         part["prompt_offset"] += prompt_base
         parts.append(part)

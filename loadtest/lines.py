@@ -12,7 +12,7 @@ import numpy.typing as npt
 import orjson
 
 from loadtest import records
-from loadtest.columns import LARGE, Column, Rows, without_tokens
+from loadtest.columns import LARGE, Column, Rows, believed
 
 R = TypeVar("R", bound=records.Record)
 
@@ -27,6 +27,8 @@ class File:
     rows: Rows = field(default_factory=Rows)
     last: dict[str, dict[str, Any]] = field(default_factory=dict)  # kind -> its last line
     problems: list[str] = field(default_factory=list)
+    blind: bool = False  # operations may be missing
+    closed: bool = False  # its last line is its end
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return self.lines.get(kind, [])
@@ -50,9 +52,11 @@ def read(path: Path) -> File:
             try:
                 row = orjson.loads(line)
                 _sort(out, row["kind"], row)
+                out.closed = row["kind"] == "end"
             except (orjson.JSONDecodeError, KeyError, TypeError):
-                what = "unreadable line" if line.endswith(b"\n") else "torn last line"
-                out.problems.append(f"{path.name}:{number}: {what} ignored")
+                whole = line.endswith(b"\n")
+                out.blind |= whole
+                out.problems.append(f"{path.name}:{number}: {'unreadable' if whole else 'torn last'} line ignored")
     return out
 
 
@@ -97,13 +101,12 @@ def typed(file: File, cls: type[R], problems: list[str]) -> list[R]:
     return out
 
 
-def stream_columns(file: File, tokens: int, prompts: int, problems: list[str]) -> dict[str, Column]:
+def stream_columns(file: File, arrivals: Column, prompts: int, problems: list[str]) -> dict[str, Column]:
     """Stream columns of one file: ended ones, then those that were sent and never ended."""
     where = f"history-{file.engine}.jsonl"
     columns = file.rows.finish()
     odd = [(p, f"{where}: a stream line lacks a field or has one of a wrong type; ignored") for p in file.rows.unusable]
-    for row in without_tokens(file.rows, columns, tokens, prompts):
-        words = f"{where}: stream {columns['stream'][row]} names tokens that the column files do not hold"
-        odd.append((int(columns["position"][row]), words))
+    columns, doubts = believed(file.rows, columns, arrivals, prompts)
+    odd += [(position, f"{where}: stream {number} {words}") for position, number, words in doubts]
     problems += [words for _, words in sorted(odd, key=lambda o: o[0])]
     return columns

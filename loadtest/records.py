@@ -22,6 +22,8 @@ Rules
 3. Times are CLOCK_MONOTONIC nanoseconds (int). 0 means "never happened". Times of two files compare only if their
    `boot_id` is equal.
 4. Readers ignore unknown keys and unknown kinds; an absent key has the field's default.
+5. Every number names one stream, operation or phase of its file, and ends once; tokens belong to one stream. What
+   contradicts that is named, and is no evidence (contradictions.py).
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def world() -> World:
     for engine in w.boot:
         about = {"role": "local", "boot_id": "boot", "pid": 1, "seed": 1, "wall_ns": 1, "tool": "t"}
         w.add("run", -1, engine, format=1, run="r", engine=engine, started_ns=ns(-1), **about)
-        w.add("end", 9000, engine, at_ns=ns(9000), reason="complete")
+        w.add("end", 10**9, engine, at_ns=ns(9000), reason="complete")
         for second in range(5):
             span = {"from_ns": ns(1000 * second), "at_ns": ns(1000 * second + 1000)}
             w.add("health", 1000 * second + 1000, engine, **span, lag_p99_ms=1.0, lag_max_ms=2.0, cpu_s=0.1,

@@ -29,6 +29,11 @@ def send(n: int, at: int) -> records.Send:
     return records.Send(n, "a", "u", at, at, 3)
 
 
+def stream(n: int, at: int) -> records.Stream:
+    times = {"sent_ns": at, "intended_ns": at, "head_ns": at + 10, "first_ns": at + 20, "last_ns": at + 40}
+    return replace(STREAM, stream=n, ended_ns=at + 50, **times)
+
+
 def write(folder: Path, engine: str = "e0", count: int = 3, close: bool = True) -> journal.Journal:
     j = journal.Journal(folder, replace(RUN, engine=engine))
     j.emit(records.Phase(0, "aa", "start", 5))
@@ -36,11 +41,12 @@ def write(folder: Path, engine: str = "e0", count: int = 3, close: bool = True) 
         at = 10 + 100 * n
         j.emit(send(n, at))
         ids = array("i", [n, n + 1, n + 2])
-        j.stream(replace(STREAM, stream=n, sent_ns=at, intended_ns=at), ids, array("I", [1, 2, 3]), [9, n])
+        j.stream(stream(n, at), ids, array("I", [1, 2, 3]), [9, n])
     j.emit(records.Invoke(1, "a", "inplace", "v1", "/p", "real", "scenario", 50), flush=True)
     j.emit(records.Ack(1, "ok", 70, 200))
     j.emit(records.Invoke(2, "a", "inplace", "v2", "/p", "real", "scenario", 150), flush=True)
     j.emit(records.Version("a", "v1", "sha", "/p", (4, 5)))
+    j.emit(records.Version("a", "v2", "sha2", "/p", (6,)))
     if close:
         j.emit(records.Phase(0, "aa", "end", 250))
         j.close("complete", 300)
@@ -71,7 +77,7 @@ def test_files_of_several_engines_merge_in_order_of_sending(tmp_path: Path) -> N
     assert h.streams.name == ["e0-0", "e1-0", "e0-1", "e1-1", "e0-2"]
     assert h.ids.tolist() == [0, 1, 2, 0, 1, 2, 1, 2, 3, 1, 2, 3, 2, 3, 4]
     assert h.streams.start.tolist() == [0, 3, 6, 9, 12]
-    assert len(h.versions) == 1
+    assert len(h.versions) == 2
 
 
 @given(cut=st.integers(0, 4000))
@@ -122,7 +128,7 @@ def test_a_full_disk_refuses_whole_records_and_counts_them(tmp_path: Path, monke
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data)[:7]) if len(data) % 3 else _full())
     for n in range(50, 90):
-        j.stream(replace(STREAM, stream=n, sent_ns=n * 1000), array("i", [n] * 3), array("I", [1, 2, 3]))
+        j.stream(stream(n, n * 1000), array("i", [n] * 3), array("I", [1, 2, 3]))
     monkeypatch.setattr(os, "write", real)
     assert j.dropped > 0
     j.close("complete", 10**6)

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from outside import MS, SWAPS, Row, World, mark, ns, served, swap_at, verdict, world
 
+from loadtest import history
+from loadtest.analysis.verdict import Require, judge
+
 Build = Callable[[World], Any]
 ROWS: list[tuple[str, Build, str, set[str], set[str]]] = []
 
@@ -177,6 +180,98 @@ def a_file_of_another_machine(w: World) -> None:
     for line in [r for e, _, r in w.lines if e == "e1"]:
         line.update({k: t + 100_000 * MS for k, t in line.items() if k.endswith("_ns") and t > 10**12})
     w.columns["e1"][1][:] = [3 * us for us in w.columns["e1"][1]]
+
+
+# -- lines that contradict each other: named, and no more than UNKNOWN ------------------------------------------------
+
+
+def again(w: World, row: Row, engine: str = "e0", **other: Any) -> None:
+    """A line a second time, with other values."""
+    w.lines.append((engine, 5000, {**row, **other}))
+
+
+def ack(w: World, version: str = "v5") -> Row:
+    return w.find("ack", op=w.find("invoke", version=version)["op"])
+
+
+def loads(w: World, k: int, acked: float = 3910, how: str = "ok") -> int:
+    """A load of version k at 3900 ms, which streams show from 3910 ms on."""
+    declare(w, *([k] if k > SWAPS else []))
+    show(w, 3910, 4490, k)
+    return w.op("a", f"v{k}", 3900, acked, how, by="operator")
+
+
+def without(w: World, kind: str, **fields: Any) -> None:
+    w.drop(w.find(kind, **fields))
+
+
+def reversed_arrivals(w: World) -> None:
+    part = slice(last(w)["offset"], last(w)["offset"] + 40)
+    w.columns["e1"][1][part] = w.columns["e1"][1][part][::-1]
+
+
+CUT = {"outcome": "fail", "reason": "cut", "done": False, "finish": ""}
+DECLARED = {"adapter": "a", "version": "v5", "path": ""}
+CONTRADICTIONS: list[tuple[str, str, Build]] = [
+    ("stream ended twice", "stalled readable", lambda w: again(w, last(w), "e1")),
+    ("stream ended in two ways", "stalled readable", lambda w: again(w, last(w), "e1", **CUT)),
+    ("ok, with a reason", "stalled readable", lambda w: last(w).update(reason="cut")),
+    ("fail, without a reason", "stalled readable", lambda w: last(w).update(outcome="fail")),
+    ("fail, by our own side", "stalled readable", lambda w: last(w).update(outcome="fail", reason="cancelled")),
+    ("info, by the server", "stalled readable", lambda w: last(w).update(CUT, outcome="info")),
+    ("ok, never ended", "stalled readable", lambda w: last(w).update(ended_ns=0)),
+    (
+        "tokens of another stream",
+        "stalled readable",
+        lambda w: last(w).update(offset=w.streams("a", "e1")[9]["offset"]),
+    ),
+    ("tokens read backwards", "stalled readable", reversed_arrivals),
+    ("never sent", "readable", lambda w: last(w).update(sent_ns=0)),
+    ("answer before the question", "readable", lambda w: (loads(w, 13, 3800), show(w, 3800, 3950, 12))),
+    ("answer at no time", "readable", lambda w: ack(w).update(acked_ns=0)),
+    ("answer to nobody", "readable", lambda w: w.add("ack", 1, op=99, outcome="ok", acked_ns=ns(1))),
+    ("invoke lost", "readable", lambda w: without(w, "invoke", op=loads(w, 13))),
+    ("invoke of a known version lost", "readable", lambda w: without(w, "invoke", op=loads(w, 3))),
+    ("invoke of a wrong type", "readable", lambda w: w.find("invoke", op=loads(w, 13)).update(phase="x")),
+    ("two answers", "readable", lambda w: again(w, ack(w), outcome="fail")),
+    ("refused, then not", "readable", lambda w: (loads(w, 13, 3905, "fail"), again(w, ack(w, "v13"), outcome="ok"))),
+    ("two operations of one number", "readable", lambda w: again(w, w.find("invoke", version="v5"), version="v6")),
+    ("two headers", "readable", lambda w: again(w, w.find("run", engine="e0"))),
+    ("two headers, two ends", "readable", lambda w: (again(w, w.find("run")), again(w, w.find("end")))),
+    (
+        "two ends, none in the other",
+        "closed readable",
+        lambda w: (w.drop(w.find("end")), again(w, w.find("end"), "e1")),
+    ),
+    ("two clocks", "clock closed readable", lambda w: again(w, w.find("run", engine="e0"), boot_id="x")),
+    ("no header", "clock readable", lambda w: without(w, "run", engine="e1")),
+    ("another run's file", "readable", lambda w: w.find("run", engine="e1").update(run="other")),
+    ("another format", "readable", lambda w: w.find("run", engine="e1").update(format=2)),
+    ("another engine's header", "readable", lambda w: w.find("run", engine="e1").update(engine="e0")),
+    ("phases overlap", "readable", lambda w: w.find("phase", index=0, edge="end").update(at_ns=ns(2000))),
+    ("phase ends before it begins", "readable", lambda w: w.find("phase", index=1, edge="end").update(at_ns=ns(1000))),
+    ("phase begins twice", "readable", lambda w: again(w, w.find("phase", index=1, edge="start"), at_ns=ns(1500))),
+    ("one label, two hashes", "readable", lambda w: w.add("version", 1, **DECLARED, sha="?", markers=[20_005])),
+    ("one label, two markers", "readable", lambda w: w.add("version", 1, **DECLARED, sha="a5", markers=[20_077])),
+    ("version never declared", "readable", lambda w: without(w, "version", version="v12")),
+    ("replica that is not there", "readable", lambda w: last(w).update(replica=5)),
+    (
+        "worker gone with its file",
+        "closed",
+        lambda w: w.add("event", 9, at_ns=ns(9), what="worker_missing", detail="w"),
+    ),
+]
+ROWS += [(name.replace(" ", "_"), build, "UNKNOWN", set(), set(gates.split())) for name, gates, build in CONTRADICTIONS]
+
+
+def test_an_unreadable_line_may_have_been_any_operation(tmp_path: Path) -> None:
+    w = world()
+    loads(w, 3)
+    w.write(tmp_path)
+    lines = tmp_path / "history-e0.jsonl"
+    text = lines.read_text()
+    lines.write_text("".join("{torn}\n" if '"op": 16' in line else line for line in text.splitlines(keepends=True)))
+    assert judge(history.load(tmp_path), Require()).status == "UNKNOWN"
 
 
 # -- the table --------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ RANKS = {
     "loadtest.columns": 0,
     "loadtest.lines": 1,
     "loadtest.calibration": 0,
+    "loadtest.contradictions": 1,
     "loadtest.scores": 1,
     "loadtest.history": 2,
     "loadtest.scenario": 3,

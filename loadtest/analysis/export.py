@@ -130,11 +130,14 @@ def _streams(verdict: Verdict) -> dict[str, Any]:
     t = verdict.case.history.streams
     counts = np.bincount(t.reason, minlength=len(t.reasons)).tolist()
     fleet = next((run.replicas for run in verdict.case.history.runs if run.replicas), ())
+    served = [_served(verdict, i, url) for i, url in enumerate(fleet)]
+    if sum(r["attempted"] for r in served) < len(t):
+        served += [_served(verdict, i, "unknown") for i in np.unique(t.replica).tolist() if not 0 <= i < len(fleet)]
     return {
         "attempted": len(t),
         **{name: int((t.outcome == code).sum()) for name, code in _OUTCOMES.items()},
         "by_reason": {name: n for name, n in zip(t.reasons, counts, strict=True) if name and n},
-        **({"by_replica": [_served(verdict, i, url) for i, url in enumerate(fleet)]} if fleet else {}),
+        **({"by_replica": served} if fleet else {}),
     }
 
 

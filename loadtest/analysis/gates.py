@@ -117,8 +117,10 @@ def _record(case: Case) -> Iterator[Gate]:
     yield Gate("clock", domains == 1, domains, 1, words)
     ended = {e.reason for e in history.ends}
     open_files = max(len(history.runs) - len(history.ends), 0)
-    good = open_files == 0 and bool(ended) and ended <= set(IN_ORDER)
+    missing = [e.detail for e in history.events if e.what == "worker_missing"]
+    good = open_files == 0 and bool(ended) and ended <= set(IN_ORDER) and not missing
     how = ", ".join(sorted(ended - set(IN_ORDER))) or f"{open_files} of {len(history.runs)} files have no end"
+    how = f"missing: {', '.join(missing[:3])}" if missing and not open_files else how
     words = "the run ended in order" if good else f"the run did not end in order: {how}"
     yield Gate("closed", good, open_files, 0, words)
     died = [e.detail or e.what for e in history.events if e.what == "target_died"]

@@ -79,10 +79,11 @@ def timeline(history: History, epsilon: int = 0) -> Timeline:
     adapter = contents.adapter[content] if len(loads) else np.empty(0, np.int32)
     start, end = (np.array([r[i] for r in loads], np.int64) for i in (1, 2))
     outcome = np.array([r[3] for r in loads], np.int8)
-    wide = epsilon if len(clock_domains(history)) <= 1 else APART
+    wide = APART if history.blind or len(clock_domains(history)) > 1 else epsilon
     mystery = ~contents.marked[content] & (outcome != FAIL) if len(loads) else np.empty(0, bool)
     unknown = np.full(len(contents.adapters), NEVER, np.int64)
     np.minimum.at(unknown, adapter[mystery], start[mystery])
+    unknown[:] = -NEVER if history.blind else unknown
     for name in _served_unseen(history):
         unknown[contents.adapters.index(name)] = -NEVER
     ops = tuple(r[4] for r in loads)
