@@ -84,7 +84,7 @@ def usable(row: dict[str, Any]) -> bool:
     """Whether a line says what a stream needs, in types that fit."""
     return (
         all(k in row for k in _SENT)
-        and all(isinstance(row[k], t) for k, t in _TYPES.items() if k in row)
+        and all(type(row[k]) is t for k, t in _TYPES.items() if k in row)
         and row.get("outcome", "info") in OUTCOMES
         and all(abs(v) < LARGE for k in KEYS if _TYPES[k] is int and (v := row.get(k, 0)) is not None)
         and all(-(2**31) <= row.get(k, 0) < 2**31 for k in _NARROW)
