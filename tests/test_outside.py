@@ -14,6 +14,7 @@ from outside import MS, SWAPS, Row, World, mark, ns, served, swap_at, verdict, w
 from loadtest import history
 from loadtest.analysis.verdict import Require, judge
 
+CUT = {"outcome": "fail", "reason": "cut", "done": False, "finish": ""}
 Build = Callable[[World], Any]
 ROWS: list[tuple[str, Build, str, set[str], set[str]]] = []
 
@@ -182,6 +183,67 @@ def a_file_of_another_machine(w: World) -> None:
     w.columns["e1"][1][:] = [3 * us for us in w.columns["e1"][1]]
 
 
+# -- planted: one stream, in the last second, in the second engine's file --------------------------------------------
+
+NEW, OLD, BYSTANDER = mark("a", SWAPS), mark("a", SWAPS - 1), mark("b", 0)
+BASE = list(range(300, 340))
+TORN, STALE = "fresh:stale untorn:torn monotonic:inversion", "fresh:stale monotonic:inversion"
+
+
+def plain(w: World) -> None:
+    """One token that nothing marks: the engine drifts."""
+    r = w.streams("a", "e1")[30]
+    w.put(r, [*w.ids(r)[:20], 333, *w.ids(r)[21:]])
+
+
+def short(w: World, adapter: str, ids: Callable[[float], list[int]], count: int = 200) -> None:
+    """Streams of few tokens, all over the run."""
+    for i in range(count):
+        sent = 600 + 3400.0 * i / count
+        w.stream(adapter, sent, ids(sent), "e1")
+
+
+PLANTED: list[tuple[str, str, Build]] = [
+    ("torn", TORN, lambda w: w.put(last(w), [OLD] * 3 + [NEW] * 37)),
+    ("torn the other way", f"{TORN} ordered:flip", lambda w: w.put(last(w), [NEW] * 37 + [OLD] * 3)),
+    ("torn and cut", f"{TORN} complete:cut", lambda w: (w.put(last(w), [OLD] * 20 + [NEW] * 20), last(w).update(CUT))),
+    ("stale", STALE, lambda w: w.put(last(w), [OLD] * 40)),
+    ("stale, of one token", STALE, lambda w: w.stream("a", 4300, [OLD], "e1")),
+    ("stale and leaking", f"{STALE} valid:leak", lambda w: w.put(last(w), [OLD] * 20 + [BYSTANDER] * 20)),
+    ("before its load", "valid:prophetic", lambda w: w.put(w.streams("a", "e1")[30], [NEW] * 40)),
+    ("leak", "valid:leak", lambda w: w.put(last(w), [NEW] * 20 + [BYSTANDER] * 3 + [NEW] * 17)),
+    ("leak to a bystander", "valid:leak isolated:leak", lambda w: w.put(last(w, "b"), [BYSTANDER] * 37 + [NEW] * 3)),
+    ("base answers", "valid:fallback", lambda w: w.put(last(w), BASE)),
+    ("base is answered for", "valid:leak isolated:leak", lambda w: w.put(last(w, "base"), [NEW] * 40)),
+    ("token dropped", "complete:truncated", lambda w: last(w).update(usage=41, max_tokens=41)),
+    ("token doubled", "complete:duplicated", lambda w: last(w).update(usage=39, max_tokens=39)),
+    ("no DONE", "complete:truncated", lambda w: last(w).update(done=False)),
+    ("lost", "fresh:stale durable:lost", lambda w: show(w, 3400, 4490, SWAPS - 1)),
+    ("refused and live", "valid:aborted", lambda w: (loads(w, 13, 3910, "fail"), None)),
+    ("torn in a sham swap", f"{TORN} ordered:flip",
+     lambda w: (w.op("a", "v12", 3905, 3910, arm="sham"), w.put(last(w), [NEW] * 20 + [OLD] * 20))),
+]  # fmt: skip
+ROWS += [(name.replace(" ", "_"), build, "FAIL", set(kinds.split()), set()) for name, kinds, build in PLANTED]
+
+# Too little in each stream to accuse anybody, too much in all of them for a PASS.
+TOGETHER: list[tuple[str, Build]] = [
+    ("base is answered for, token by token", lambda w: short(w, "base", lambda sent: [mark("a", served(sent))])),
+    ("base is answered for, three at a time", lambda w: short(w, "base", lambda sent: [mark("a", served(sent))] * 3)),
+    ("base answers five tokens", lambda w: short(w, "a", lambda sent: BASE[:5], 10)),
+    ("base answers seven tokens", lambda w: [w.put(r, w.ids(r)[:33] + BASE[:7]) for r in w.streams()[20:23]]),
+    ("stale in ones, and drift", lambda w: (plain(w), short(w, "a", lambda sent: [mark("a", 0)], 40))),
+    ("stale in twos, and drift", lambda w: (plain(w), short(w, "a", lambda sent: [mark("a", 0)] * 2, 40))),
+]
+ROWS += [(name.replace(" ", "_"), build, "UNKNOWN", set(), {"noise"}) for name, build in TOGETHER]
+
+
+@row("PASS")
+def one_odd_token_of_each_kind(w: World) -> None:
+    plain(w)
+    w.stream("base", 3000, [mark("a", 3), 101, 102], "e1")
+    short(w, "a", lambda sent: [mark("a", served(sent))] * 2, 40)
+
+
 # -- lines that contradict each other: named, and no more than UNKNOWN ------------------------------------------------
 
 
@@ -210,7 +272,6 @@ def reversed_arrivals(w: World) -> None:
     w.columns["e1"][1][part] = w.columns["e1"][1][part][::-1]
 
 
-CUT = {"outcome": "fail", "reason": "cut", "done": False, "finish": ""}
 DECLARED = {"adapter": "a", "version": "v5", "path": ""}
 CONTRADICTIONS: list[tuple[str, str, Build]] = [
     ("stream ended twice", "stalled readable", lambda w: again(w, last(w), "e1")),

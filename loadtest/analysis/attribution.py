@@ -11,6 +11,8 @@
 4. The base may emit a marker by itself. In base streams a content counts as a leak when one stream holds so many of
    its tokens that BASE_RATE explains them with probability under BASE_ERROR, while the content may be loaded, and
    when no content that is *not* loaded hits base streams like that (a base that loops on a marker).
+5. What single streams are too short to show, they may show together: plain tokens that follow each other too often for
+   drift, markers in too many base streams. That accuses nobody, and keeps the run from PASS (gate `noise`).
 
 Streams that were scored after the traffic (scores.py) are attributed by margins.py instead: it fills `code`.
 `Attribution` is what the guarantees see.
@@ -26,13 +28,14 @@ import numpy.typing as npt
 from loadtest.analysis.margins import PLAIN as PLAIN
 from loadtest.analysis.margins import UNKNOWN as UNKNOWN
 from loadtest.analysis.margins import told
-from loadtest.analysis.noise import SUPPORT, Noise, stray, weigh
+from loadtest.analysis.noise import DRIFT, SUPPORT, Noise, stray, weigh
 from loadtest.analysis.stats import binomial_tail
 from loadtest.analysis.timeline import BASE, NEVER, Contents, Lookup
 from loadtest.history import I32, I64, Bool, History, blocks
 
 RUN = 8
 WHOLE = 6
+BURST = 1e-6
 BASE_RATE = 1e-3  # five times what a base with random weights showed (3 of 16,384)
 BASE_ERROR = 1e-9
 LOOPING = 10  # base streams that must be hit by a loaded content for each one hit by a content that is not loaded
@@ -79,6 +82,8 @@ class Attribution:
     informative: int  # tokens in `runs` and `fallback`, and of judged base streams
     plain: dict[str, int]  # adapter -> plain tokens outside fallbacks: the noise
     noise: Noise
+    silent: Runs  # runs that noise keeps from being evidence, though their streams show nothing else more often
+    doubts: tuple[str, ...]  # what is too little to accuse anybody, and too much for noise
 
 
 def adapter_codes(history: History, contents: Contents) -> I32:
@@ -116,14 +121,15 @@ def attribute(history: History, look: Lookup) -> Attribution:
     base = contents.adapters.index(BASE)
     methods = _methods(contents, scored.method)
     marked = np.array([m not in ("base", "none") for m in methods], bool)
-    fallback, plain = _plain(history, look, code, owner, marked)
+    fallback, rest_plain, plain = _plain(history, look, code, owner, marked)
     runs = _runs(history, code)
     in_base = owner[runs.stream] == base
-    leaks = _base_leaks(history, look, runs.pick(in_base))
+    leaks, base_doubt = _base_leaks(history, look, runs.pick(in_base), owner == base)
     mine = runs.pick(~in_base)
     exact = mine.pick(scored.streams[mine.stream])  # their noise was weighed token by token
     mine = mine.pick(~scored.streams[mine.stream])
     noise, dropped = _noise(history, look, mine, plain, fallback)
+    silent = mine.pick(dropped & ~stray(mine.stream, mine.count))
     rest = _concatenate(_denoise(mine, dropped), exact)
     runs = _sorted(_concatenate(rest, leaks))
     own = contents.adapter[runs.content] == owner[runs.stream]
@@ -144,6 +150,8 @@ def attribute(history: History, look: Lookup) -> Attribution:
         informative,
         {name: int(plain[i]) for i, name in enumerate(names) if marked[i]},
         noise,
+        silent,
+        tuple(doubt for doubt in (base_doubt, _bursts(rest_plain, noise.tokens)) if doubt),
     )
 
 
@@ -233,12 +241,12 @@ def _plain_at(history: History, code: I32, watched: Bool) -> I64:
     return np.concatenate(parts)
 
 
-def _plain(history: History, look: Lookup, code: I32, owner: I32, marked: Bool) -> tuple[Runs, I64]:
-    """(fallback runs, [A] plain tokens outside of them) in the streams of adapters with markers."""
+def _plain(history: History, look: Lookup, code: I32, owner: I32, marked: Bool) -> tuple[Runs, Runs, I64]:
+    """(fallback runs, shorter plain runs, [A] tokens of those) in the streams of adapters with markers."""
     at = _plain_at(history, code, marked[owner])
     noise = np.zeros(len(marked), np.int64)
     if not len(at):
-        return _none(), noise
+        return _none(), _none(), noise
     s = _stream_of(history, at)
     starts = np.flatnonzero(np.concatenate([[True], (s[1:] != s[:-1]) | (at[1:] != at[:-1] + 1)]))
     ends = np.append(starts[1:], len(at))
@@ -250,7 +258,17 @@ def _plain(history: History, look: Lookup, code: I32, owner: I32, marked: Bool) 
     base = ((count >= RUN) | alone) & ~explained
     np.add.at(noise, owner[own[~base & ~explained]], count[~base & ~explained])
     runs = Runs(own, np.full(len(own), PLAIN, np.int32), first, last, count, history.at[first], history.at[last])
-    return runs.pick(base), noise
+    return runs.pick(base), runs.pick(~base & ~explained), noise
+
+
+def _bursts(plain: Runs, tokens: int) -> str:
+    """Plain tokens that follow each other more often than DRIFT lets them, in runs too short for a fallback."""
+    for length in range(2, RUN):
+        found = int((plain.count >= length).sum())
+        if found and binomial_tail(found, max(tokens, found), DRIFT**length) < BURST:
+            streams = len(np.unique(plain.stream[plain.count >= length]))
+            return f"{found} runs of {length} or more tokens in {streams} streams carry no marker, too often for drift"
+    return ""
 
 
 def _denoise(runs: Runs, dropped: Bool) -> Runs:
@@ -272,10 +290,12 @@ def _denoise(runs: Runs, dropped: Bool) -> Runs:
     )
 
 
-def _base_leaks(history: History, look: Lookup, runs: Runs) -> Runs:
-    """Rule 4: for each (base stream, content) with too many markers for chance, one run from first to last."""
+def _base_leaks(history: History, look: Lookup, runs: Runs, based: Bool) -> tuple[Runs, str]:
+    """Rule 4: for each (base stream, content) with too many markers for chance, one run from first to last; and what
+    streams too short for that say together.
+    """
     if not len(runs):
-        return runs
+        return runs, ""
     order = np.lexsort((runs.first, runs.content, runs.stream))
     r = runs.pick(order.astype(np.int64))
     starts = np.flatnonzero(
@@ -288,11 +308,29 @@ def _base_leaks(history: History, look: Lookup, runs: Runs) -> Runs:
     )
     lengths = history.streams.tokens[both.stream]
     need = {int(n): _chance_limit(int(n)) for n in np.unique(lengths)}
-    hit = both.pick(both.count >= np.array([need[int(n)] for n in lengths], np.int64))
+    hits = both.count >= np.array([need[int(n)] for n in lengths], np.int64)
+    hit = both.pick(hits)
     loaded = look.newest(hit.content, hit.until) >= 0
+    doubt = _few_each(history, look, both.pick(~hits), based)
     if int(loaded.sum()) <= LOOPING * int((~loaded).sum()):
-        return _none()
-    return hit.pick(loaded)
+        return _none(), doubt
+    return hit.pick(loaded), doubt
+
+
+def _few_each(history: History, look: Lookup, runs: Runs, based: Bool) -> str:
+    """Markers in base streams that show too few each, against the markers of contents that were not loaded."""
+    loaded = look.newest(runs.content, runs.until) >= 0
+    size = len(look.line.contents.labels)
+    markers = np.bincount(runs.content[loaded], weights=runs.count[loaded], minlength=size).astype(np.int64)
+    tokens = int(history.streams.tokens[based & ~history.streams.text_only].sum())
+    many = [
+        c for c in np.flatnonzero(markers).tolist() if binomial_tail(int(markers[c]), tokens, BASE_RATE) < BASE_ERROR
+    ]
+    found = int(markers[many].sum())
+    if found <= LOOPING * int(runs.count[~loaded].sum()):
+        return ""
+    streams = len(np.unique(runs.stream[loaded & np.isin(runs.content, many)]))
+    return f"{found} tokens in {streams} streams of the base carry markers of loaded versions, too many for chance"
 
 
 def _chance_limit(n: int) -> int:

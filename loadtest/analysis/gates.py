@@ -11,9 +11,11 @@ from loadtest.analysis.case import Case, overlapping
 from loadtest.analysis.client import LAG_LIMIT_MS, swap_lag_ms
 from loadtest.analysis.isolated import bystander_names, bystanders
 from loadtest.analysis.ledger import Ledger
-from loadtest.analysis.noise import DRIFT
+from loadtest.analysis.noise import ALPHA, DRIFT
+from loadtest.analysis.stats import binomial_tail
 from loadtest.analysis.timeline import clock_domains
 from loadtest.analysis.trust import trust
+from loadtest.analysis.versions import floors
 from loadtest.history import OK
 
 ATTRIBUTABLE = 0.5
@@ -96,7 +98,25 @@ def _noise(case: Case) -> Gate:
             f"; {noise.strays} tokens carry another content's marker, which chance explains with probability "
             f"{noise.chance:.1g} and which accuses nobody beside {noise.plain} plain ones"
         )
-    return Gate("noise", share <= NOISE_LIMIT and not noise.unexplained, share, NOISE_LIMIT, words)
+    doubts = [*case.attribution.doubts, *_silenced(case)]
+    good = share <= NOISE_LIMIT and not noise.unexplained and not doubts
+    return Gate("noise", good, share, NOISE_LIMIT, "; ".join([words, *doubts]))
+
+
+def _silenced(case: Case) -> list[str]:
+    """Streams of one or two tokens that a guarantee would accuse, had no plain token been seen: too many for drift."""
+    runs = case.attribution.silent
+    if not len(runs):
+        return []
+    start, _ = floors(case, runs)
+    end = case.look.latest(runs.content, runs.begin)
+    odd = (case.look.line.contents.adapter[runs.content] != case.owner[runs.stream]) | (end + case.epsilon < start)
+    x, n = int(odd.sum()), len(runs)
+    if not x or binomial_tail(x, n, DRIFT) >= ALPHA:
+        return []
+    return [
+        f"{x} of {n} streams of one or two tokens show a superseded version or another adapter's, too many for drift"
+    ]
 
 
 def _client(case: Case) -> Iterator[Gate]:
