@@ -195,45 +195,6 @@ def test_secrets_and_length() -> None:
     assert "am9lOmh1bnRlcjIy" not in redact("Basic am9lOmh1bnRlcjIy am9lOmh1bnRlcjIy", 300)
 
 
-chunk = st.one_of(
-    st.lists(st.integers(0, 2**31 - 1), max_size=3).map(event),
-    st.sampled_from([event([5], "length"), event([], "stop"), usage(4), DONE, b": keep\n\n", b"data: {}\n\n", b"\n"]),
-    st.sampled_from([b"data: ", b'{"error":1}', b"data: [1", b"\xff", b"\r", b"event: error\n", b'data: {"choices":'])
-    | st.binary(max_size=20),
-)
-
-
-@given(st.lists(chunk, max_size=12), st.sampled_from(["end", "close", "cut", "stalled", "cancelled", "protocol"]))
-@settings(max_examples=400, deadline=None)
-def test_any_bytes_give_a_record_that_holds_together(chunks: list[bytes], ending: Ending) -> None:
-    found = judged(chunks, ending)
-    r = found.record
-    assert len(found.ids) == len(found.arrivals) == r.tokens >= r.chunks >= 0
-    assert (r.outcome == "ok") == (r.reason == "")
-    assert r.reason in ("", *REASONS_FAIL, *REASONS_INFO)
-    assert len(r.detail) <= 300
-    assert list(found.arrivals) == sorted(found.arrivals)
-    if r.outcome == "ok":
-        assert r.done
-        assert r.finish in ("length", "stop")
-        assert r.tokens == 4 or r.text_only
-
-
-@given(st.lists(chunk, max_size=12), st.data())
-@settings(max_examples=200, deadline=None)
-def test_the_reads_decide_times_only(chunks: list[bytes], data: st.DataObject) -> None:
-    whole = b"".join(chunks)
-    cut = data.draw(st.integers(0, len(whole)))
-    one, two = judged(whole), judged([whole[:cut], whole[cut:]])
-    assert one.ids == two.ids
-    assert (one.record.outcome, one.record.reason, one.record.detail, one.record.chunks) == (
-        two.record.outcome,
-        two.record.reason,
-        two.record.detail,
-        two.record.chunks,
-    )
-
-
 @pytest.mark.parametrize("header", ["X-Api-Key: sk-ab'cd\\ef\"gh", "Authorization: Basic am9lOmh1bnRlcjIy"])
 @pytest.mark.parametrize("before", [0, 150, 190, 199, 290, 1990])
 def test_no_piece_of_a_secret_is_left_by_a_cut(header: str, before: int) -> None:
@@ -418,3 +379,42 @@ def test_the_checker_calls_a_wrong_count_by_the_same_name(ids: int, counted: int
     assert guarantees.complete(case).kinds == ({reason: 1} if reason else {})
     if reason:
         assert reason == ("truncated" if ids < counted or (ids < 4 and not early) else "duplicated")
+
+
+chunk = st.one_of(
+    st.lists(st.integers(0, 2**31 - 1), max_size=3).map(event),
+    st.sampled_from([event([5], "length"), event([], "stop"), usage(4), DONE, b": keep\n\n", b"data: {}\n\n", b"\n"]),
+    st.sampled_from([b"data: ", b'{"error":1}', b"data: [1", b"\xff", b"\r", b"event: error\n", b'data: {"choices":'])
+    | st.binary(max_size=20),
+)
+
+
+@given(st.lists(chunk, max_size=12), st.sampled_from(["end", "close", "cut", "stalled", "cancelled", "protocol"]))
+@settings(max_examples=400, deadline=None)
+def test_any_bytes_give_a_record_that_holds_together(chunks: list[bytes], ending: Ending) -> None:
+    found = judged(chunks, ending)
+    r = found.record
+    assert len(found.ids) == len(found.arrivals) == r.tokens >= r.chunks >= 0
+    assert (r.outcome == "ok") == (r.reason == "")
+    assert r.reason in ("", *REASONS_FAIL, *REASONS_INFO)
+    assert len(r.detail) <= 300
+    assert list(found.arrivals) == sorted(found.arrivals)
+    if r.outcome == "ok":
+        assert r.done
+        assert r.finish in ("length", "stop")
+        assert r.tokens == 4 or r.text_only
+
+
+@given(st.lists(chunk, max_size=12), st.data())
+@settings(max_examples=200, deadline=None)
+def test_the_reads_decide_times_only(chunks: list[bytes], data: st.DataObject) -> None:
+    whole = b"".join(chunks)
+    cut = data.draw(st.integers(0, len(whole)))
+    one, two = judged(whole), judged([whole[:cut], whole[cut:]])
+    assert one.ids == two.ids
+    assert (one.record.outcome, one.record.reason, one.record.detail, one.record.chunks) == (
+        two.record.outcome,
+        two.record.reason,
+        two.record.detail,
+        two.record.chunks,
+    )

@@ -26,52 +26,6 @@ def split(data: bytes, cuts: list[int]) -> list[Event]:
     return events + parser.eof()
 
 
-syntax = (b"data", b"data:", b"data: ", b"event: ", b"id: 7", b"retry: 3", b":", b" ", b"\n", b"\r", b"\r\n", b"\n\n")
-values = (
-    b"\r\r",
-    b"[DONE]",
-    b"{}",
-    b"x",
-    b"\xef\xbb\xbf",
-    b"\x00",
-    b"\x0b\x0c",
-    *(t.encode() for t in "\u2028\u0085é😀"),
-)
-pieces = st.sampled_from((*syntax, *values))
-streams = st.lists(pieces, max_size=40).map(b"".join)
-
-
-@given(streams)
-@settings(max_examples=600, deadline=None)
-def test_agrees_with_the_standard(data: bytes) -> None:
-    parser = Parser()
-    events = parser.feed(data) + parser.eof()
-    got = [(e.kind.decode("utf-8", "replace"), e.data.decode("utf-8", "replace")) for e in events]
-    source, rest = eventsource.source(data)
-    left = eventsource.leftover(data)
-    assert got == source.dispatched + ([left] if left else [])
-    assert [e.partial for e in events] == [False] * len(source.dispatched) + ([True] if left else [])
-    assert parser.ignored == source.ignored + (len(rest) > 0 and _ignored(rest))
-
-
-def _ignored(line: str) -> int:
-    alone = eventsource.Source()
-    alone.process_line(line)
-    return alone.ignored
-
-
-@given(streams, st.lists(st.integers(0, 400), max_size=12))
-@settings(max_examples=600, deadline=None)
-def test_any_split_gives_the_same_events(data: bytes, cuts: list[int]) -> None:
-    assert split(data, cuts) == whole(data)
-
-
-@given(streams)
-@settings(max_examples=200, deadline=None)
-def test_byte_by_byte_gives_the_same_events(data: bytes) -> None:
-    assert split(data, list(range(len(data)))) == whole(data)
-
-
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 def test_each_line_end(end: bytes) -> None:
     data = end.join([b"data: a", b"data: b", b"", b"event: k", b"data:c", b"", b""])
@@ -267,3 +221,49 @@ def test_what_the_end_left_open_keeps_its_kind_and_its_bound() -> None:
 
 def test_the_end_of_no_reads() -> None:
     assert list(parse_reads([], Parser())) == [(0, [])]
+
+
+syntax = (b"data", b"data:", b"data: ", b"event: ", b"id: 7", b"retry: 3", b":", b" ", b"\n", b"\r", b"\r\n", b"\n\n")
+values = (
+    b"\r\r",
+    b"[DONE]",
+    b"{}",
+    b"x",
+    b"\xef\xbb\xbf",
+    b"\x00",
+    b"\x0b\x0c",
+    *(t.encode() for t in "\u2028\u0085é😀"),
+)
+pieces = st.sampled_from((*syntax, *values))
+streams = st.lists(pieces, max_size=40).map(b"".join)
+
+
+@given(streams)
+@settings(max_examples=600, deadline=None)
+def test_agrees_with_the_standard(data: bytes) -> None:
+    parser = Parser()
+    events = parser.feed(data) + parser.eof()
+    got = [(e.kind.decode("utf-8", "replace"), e.data.decode("utf-8", "replace")) for e in events]
+    source, rest = eventsource.source(data)
+    left = eventsource.leftover(data)
+    assert got == source.dispatched + ([left] if left else [])
+    assert [e.partial for e in events] == [False] * len(source.dispatched) + ([True] if left else [])
+    assert parser.ignored == source.ignored + (len(rest) > 0 and _ignored(rest))
+
+
+def _ignored(line: str) -> int:
+    alone = eventsource.Source()
+    alone.process_line(line)
+    return alone.ignored
+
+
+@given(streams, st.lists(st.integers(0, 400), max_size=12))
+@settings(max_examples=600, deadline=None)
+def test_any_split_gives_the_same_events(data: bytes, cuts: list[int]) -> None:
+    assert split(data, cuts) == whole(data)
+
+
+@given(streams)
+@settings(max_examples=200, deadline=None)
+def test_byte_by_byte_gives_the_same_events(data: bytes) -> None:
+    assert split(data, list(range(len(data)))) == whole(data)
