@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import gzip
 import socket
 from array import array
@@ -15,6 +16,7 @@ from rawserver import CHUNKED, CLOSED, DONE, LAST_CHUNK, SSE_HEAD, Call, RawServ
 
 from loadtest.records import Record, Send, Stream
 from loadtest.traffic.ask import Ask
+from loadtest.traffic.capture import Dechunker, Reads, Tap
 from loadtest.traffic.client import Limits, Options, StreamClient, open_session
 from loadtest.traffic.words import Redactor
 
@@ -420,6 +422,26 @@ def test_many_streams_at_once() -> None:
     memory = play(script, use)
     assert len(memory.ids) == 60
     assert all(v == IDS for v in memory.ids.values())
+
+
+def test_an_ended_stream_leaves_nothing_for_the_garbage_collector() -> None:
+    """In a run it is off but for now and then: what waits for it is memory that grows."""
+
+    async def script(call: Call) -> None:
+        await call.send(chunked(completion(IDS)))
+
+    async def use(client: StreamClient, memory: Memory, server: RawServer) -> None:
+        gc.collect()
+        gc.disable()
+        try:
+            for i in range(5):
+                assert (await client.stream(ask(i))).outcome == "ok"
+            left = [type(o).__name__ for o in gc.get_objects() if isinstance(o, Tap | Dechunker | Reads)]
+        finally:
+            gc.enable()
+        assert left == []
+
+    play(script, use, keep=True)
 
 
 def test_secrets_stay_out_of_records() -> None:

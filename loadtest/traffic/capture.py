@@ -59,7 +59,7 @@ class Dechunker:
         self._pending = b""  # an incomplete line
         self._left = 0  # payload bytes missing of the current chunk
         self._known: dict[bytes, int] = {}  # sizes of whole chunks seen so far, by their lines
-        self._expect = self._size  # what comes when nothing is missing
+        self._expect = Dechunker._size  # what comes when nothing is missing; unbound, or each stream were a cycle
         self._trailers = 0
 
     def feed(self, data: bytes) -> bytes:
@@ -67,7 +67,7 @@ class Dechunker:
         line, _, rest = data.partition(b"\r\n")
         size = self._known.get(line, -1)
         whole = len(rest) == size + 2 and rest.endswith(b"\r\n")
-        if whole and not (self._pending or self._left) and self._expect == self._size:
+        if whole and not (self._pending or self._left) and self._expect is Dechunker._size:
             return rest[:-2]  # the usual read, at a third of the cost
         if self._pending:
             data = self._pending + data
@@ -83,12 +83,12 @@ class Dechunker:
             line_end = data.find(b"\r\n", at)
             if line_end < 0:
                 break
-            self._expect(data[at:line_end])
+            self._expect(self, data[at:line_end])
             at = line_end + 2
         self._pending = data[at:]
         if self.done:
             self.rest, self._pending = self._pending, b""
-        elif len(self._pending) > MAX_LINE or (self._expect == self._close and self._pending not in (b"", b"\r")):
+        elif len(self._pending) > MAX_LINE or (self._expect is Dechunker._close and self._pending not in (b"", b"\r")):
             raise ChunkError(f"no line end where one is due: {self._pending[:20]!r}")
         return out[0] if len(out) == 1 else b"".join(out)
 
@@ -98,12 +98,12 @@ class Dechunker:
         self._left = int(line.partition(b";")[0], 16)
         if self._left and len(self._known) < MAX_KNOWN:
             self._known[line] = self._left
-        self._expect = self._close if self._left else self._trailer
+        self._expect = Dechunker._close if self._left else Dechunker._trailer
 
     def _close(self, line: bytes) -> None:
         if line:
             raise ChunkError(f"a chunk is longer than its size says: {line[:20]!r}")
-        self._expect = self._size
+        self._expect = Dechunker._size
 
     def _trailer(self, line: bytes) -> None:
         self._trailers += len(line) + 2

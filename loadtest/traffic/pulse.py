@@ -19,6 +19,7 @@ INTERVAL_S = 1.0
 FEW_STREAMS = 64  # a collection over what these hold takes under a millisecond (guessed)
 COLLECT_EVERY_S = 5.0  # with few streams open
 COLLECT_AT_LEAST_S = 60.0  # with many: cycles of failed requests must not pile up for ever
+ALL_EVERY = 10  # collections: what survived one of them is looked at again, which takes longer
 
 
 class Pulse:
@@ -39,6 +40,7 @@ class Pulse:
         self._from_ns = now_ns()
         self._cpu = time.process_time()
         self._collected_ns = self._from_ns
+        self._collections = 0
         self._busy = False  # streams ran since the last collection
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -96,6 +98,7 @@ class Pulse:
         age_s = (self._now_ns() - self._collected_ns) / NS
         wait_s = COLLECT_EVERY_S if open_streams <= FEW_STREAMS else COLLECT_AT_LEAST_S
         if (open_streams == 0 and self._busy) or (open_streams and age_s > wait_s):
-            gc.collect(1)
+            self._collections += 1
+            gc.collect(2 if open_streams == 0 or self._collections % ALL_EVERY == 0 else 1)
             self._collected_ns = self._now_ns()
         self._busy = open_streams > 0
