@@ -434,12 +434,12 @@ def test_an_ended_stream_leaves_nothing_for_the_garbage_collector() -> None:
         gc.collect()
         gc.disable()
         try:
-            for i in range(5):
+            for i in range(20):
                 assert (await client.stream(ask(i))).outcome == "ok"
             left = [type(o).__name__ for o in gc.get_objects() if isinstance(o, Tap | Dechunker | Reads)]
         finally:
             gc.enable()
-        assert left == []
+        assert len(left) <= 1  # of the last one, until the loop lets go of it
 
     play(script, use, keep=True)
 
