@@ -226,7 +226,7 @@ def preload() -> None:
     sys.dont_write_bytecode = False  # rewritten tests are kept: compiling them is most of a killed mutant's time
     os.environ.setdefault("ORACLE_HISTORIES", "150")
     os.environ.setdefault("COVERAGE_REPS", "40")
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]  # this tree's package, wherever another one is installed from
     import hypothesis.strategies  # noqa: F401
     import minihistory  # noqa: F401
     import numpy  # noqa: F401
@@ -264,6 +264,9 @@ def main() -> int:
             print(f"survived: {mutant.module}.py:{mutant.line}: {mutant.what}", flush=True)
         if n % 20 == 0:
             print(f"{n} of {len(chosen)}: {len(survivors)} survived", flush=True)
+    if killed(None, modules[0]):
+        print("the tests fail without any mutant by now: nothing was shown")
+        return 1
     score = 1 - len(survivors) / len(chosen)
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} killed ({len(everything)} in all): {100 * score:.1f} %")
     return 0 if score >= 0.9 else 1

@@ -80,6 +80,10 @@ FAULTS = {
     ),
     "content that this run never loads": (TWO + "declare a v9\nstream a 15: v9*3", {"valid": {"alien": 1}}),
     "one token of a neighbour": (TWO + "stream a 15: v1*20 b/v0 v1*20", {"valid": {"leak": 1}}),
+    "a neighbour's content that this run never loads": (
+        TWO + "declare b v9\nstream a 15: v1*5 b/v9*3",
+        {"valid": {"leak": 1}},
+    ),
     "one token of the hotfixed adapter in a bystander": (
         TWO + "stream b 5: v0*5 a/v1@15 v0",
         {"valid": {"leak": 1}, "isolated": {"leak": 1}},
@@ -321,6 +325,8 @@ BOUNDARIES = {
     "a token where usage counts none": ("stream a 15: v1 | usage=0 max=4 eos", {"complete": {"duplicated": 1}}),
     "a token where usage is not on record": ("stream a 15: v1 | usage=-1 max=4 eos", {}),
     "as many as usage and max_tokens say": ("stream a 15: v1*4 | usage=4 max=4", {}),
+    "no token where one was asked for": ("stream a 15: | usage=-1 max=1", {"complete": {"truncated": 1}}),
+    "no token where none was": ("stream a 15: | usage=-1 max=0", {}),
     "text-only streams are not counted": ("stream a 15: v1*4 | usage=3 max=2 text", {}),
     "but must end": ("stream a 15: v1*4 | nodone text", {"complete": {"truncated": 1}}),
     "sent as the load was acked": ("stream a 12: v0@13", {}),
@@ -372,8 +378,11 @@ def test_an_adapters_own_swap_exposes_its_streams_to_a_tear() -> None:
 
 
 def test_a_stale_witness_leaves_out_loads_that_touch() -> None:
-    """v1 begins as v0 ends, v3 is acked as the stream is sent: only v2 is surely newer."""
-    text = "load a v0 0 1 ok\nload a v1 1 5 ok\nload a v2 10 12 ok\nload a v3 30 40 ok\nstream a 40: v0*2"
+    """v1 begins as v0 ends, v3 is acked as the stream is sent: only v2 is surely newer. Refused loads and those of
+    other adapters are no versions of a.
+    """
+    text = "load a v0 0 1 ok\nload a v1 1 5 ok\nload a v2 10 12 ok\nload a v3 30 40 ok\nstream a 40: v0*2\n"
+    text += "load b v0 2 3 ok\nload b v1 14 15 ok\nload a v9 16 17 fail\nload a v8 18 - info"
     w = findings(text)["fresh"].witnesses[0]
     assert w.versions == ("v0", "v2")
     assert w.text.endswith("stale by 1 version and 28.0 ms")

@@ -297,6 +297,7 @@ def test_what_lies_before_between_and_behind_named_tokens() -> None:
 def test_the_base_that_takes_over_counts_whole_and_in_a_row() -> None:
     text = {A0: ".....####.####", BASE: "#####........."}
     assert one(text, sent=500) == [("v0", 0, 4), ("base", 5, 13)]
+    assert one({s: t + "#" for s, t in text.items()}, sent=500) == [("v0", 0, 4), ("base", 5, 13)]
     assert one({s: t[:12] for s, t in text.items()}, sent=500)[1:] == []  # six alone are few, but nobody else's either
 
 
@@ -332,6 +333,7 @@ def test_a_margin_on_a_limit_excludes_nobody() -> None:
     assert at_limits({**named, A2: [9.0] * 5 + [0.76] * RUN})[1:] == [("another version", 5, 4 + RUN)]
     assert at_limits({A0: [7.5] * 3 + [0.0] * 3, **other(9.0, 6)}) == [("another version", 0, 5)]
     assert at_limits({A0: [7.6] * 3 + [0.0] * 3, **other(9.0, 6)}) == [("explained by no version", 0, 2)]
+    assert at_limits({A0: [7.5] + [7.6] * 3 + [0.0] * 2, **other(9.0, 6)}) == [("another version", 0, 5)]
 
 
 def test_what_scores_tell_apart_are_the_versions_of_scored_adapters() -> None:
@@ -363,3 +365,13 @@ def test_a_stream_of_base_is_judged_when_all_of_it_is_explained_or_some_by_an_ad
     assert judged("." * 19 + ":") == (True, [])  # nothing excludes the base
     assert judged("." * 10 + "#" * 10) == (False, [])
     assert judged("." * 10 + "#" * 10, "#" * 10 + "." * 10) == (True, [("b/v0", 10, 19)])
+
+
+@pytest.mark.parametrize(("incomplete", "ok"), [("", True), ("the server was gone", False)])
+def test_the_gate_of_scores_says_what_is_missing(incomplete: str, ok: bool) -> None:
+    recorded = scored(lines("stream a 1600: x*3"), {A0: "###", A1: "###", A2: "..."})
+    verdict = judge(replace(recorded, scores=replace(recorded.scores, incomplete=incomplete)), Require())
+    (gate,) = (g for g in verdict.gates if g.name == "scored")
+    assert (gate.ok, gate.value, gate.limit) == (ok, PROOF + 1, 0)
+    assert gate.because == (trust(recorded).because if ok else f"not all streams were scored: {incomplete}")
+    assert not [g for g in judge(history(SWAPS), Require()).gates if g.name == "scored"]

@@ -200,7 +200,7 @@ def test_means_of_zero_and_single_windows_have_no_interval() -> None:
     two, none = (np.ones(2), np.ones(2)), (np.zeros(2), np.ones(2))
     assert stats.mean_ratio(none, two) == (0.0, (0.0, 0.0))
     assert stats.mean_ratio(two, none) == (math.inf, (0.0, math.inf))
-    assert stats.mean_ratio((np.ones(1) * 3, np.ones(1)), (np.ones(1), np.ones(1))) == (3.0, (0.0, math.inf))
+    assert stats.mean_ratio((np.ones(1) * 6, np.ones(1)), (np.ones(1) * 2, np.ones(1))) == (3.0, (0.0, math.inf))
 
 
 def test_six_values_a_side_have_an_interval() -> None:
