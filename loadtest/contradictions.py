@@ -113,7 +113,9 @@ def headers(files: Sequence[File], problems: list[str]) -> tuple[records.Run, ..
     out: list[records.Run] = []
     for f in files:
         where, found = f"history-{f.engine}.jsonl", typed(f, records.Run, problems)
-        if not found:
+        if not f.last:
+            problems.append(f"{where}: not a line of it can be read")
+        elif not found:
             problems.append(f"{where}: no usable `run` line: whose clock its times are is unknown")
             boot = f"of {where}, unknown"
             found = [records.Run(records.FORMAT, "", f.engine, "", boot, 0, 0, 0, 0, "")]
@@ -164,6 +166,9 @@ def versions(declared: Iterable[records.Version], problems: list[str]) -> tuple[
     """One declaration for each label: several engines may declare the same content (rule 5)."""
     out: dict[tuple[str, str], records.Version] = {}
     for v in declared:
+        if any(not 0 <= t < 2**31 for t in v.markers):
+            problems.append(f"{v.adapter} {v.version} has markers that are no token ids; they are ignored")
+            v = replace(v, markers=tuple(t for t in v.markers if 0 <= t < 2**31))
         first = out.setdefault((v.adapter, v.version), v)
         if (first.sha, sorted(first.markers)) != (v.sha, sorted(v.markers)) and first.sha != _TWO:
             problems.append(f"{v.adapter} {v.version} is declared with two contents; nobody knows what it emits")

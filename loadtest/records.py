@@ -4,8 +4,9 @@ A run folder holds, per engine E ("e0", "e1", ...):
 
     history-E.jsonl     one JSON object a line, `kind` first; appended, never rewritten
     tokens-E.i32        token ids, little-endian int32, streams one after another
-    arrivals-E.u32      for each token: µs from the stream's `sent_ns` to the read that brought it (uint32; its largest
-                        value, 71 minutes, stands for anything later up to the stream's `last_ns`)
+    arrivals-E.u32      for each token: µs from the stream's `sent_ns` to the read that brought it (uint32; rounded up,
+                        so that no token is dated before it was read; the largest value, 71 minutes, stands
+                        for anything later up to the stream's `last_ns`)
     prompts-E.i32       prompt token ids, little-endian int32
 
 and, when tokens were attributed by asking the server again after the traffic (scoring.py):

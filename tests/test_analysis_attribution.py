@@ -41,10 +41,10 @@ def test_an_id_that_two_contents_mark_is_unknown() -> None:
     assert token_codes(h, timeline(h).contents).tolist()[0] == UNKNOWN
 
 
-def test_text_only_and_negative_ids_are_unknown_or_plain_but_never_an_index_error() -> None:
+def test_text_only_and_negative_ids_are_unknown_and_large_ones_no_index_error() -> None:
     h = history(LOADS + "stream a 5: v0 v0 | text\nstream a 6: v0 v0")
     h = replace(h, ids=np.array([-1, -1, -7, 2**31 - 1], np.int32))
-    assert token_codes(h, timeline(h).contents).tolist() == [UNKNOWN, UNKNOWN, PLAIN, PLAIN]
+    assert token_codes(h, timeline(h).contents).tolist() == [UNKNOWN, UNKNOWN, UNKNOWN, PLAIN]
 
 
 def test_a_history_without_markers_or_streams_or_loads_can_be_attributed() -> None:

@@ -263,11 +263,11 @@ def test_the_first_and_the_last_of_three_tokens() -> None:
     assert (found.record.chunks, found.record.tokens) == (3, 5)
 
 
-def test_arrivals_stay_within_their_column() -> None:
+def test_arrivals_are_rounded_up_and_stay_within_their_column() -> None:
     late = 2**32
     stamps = [-1, 999, 1000, (late - 1) * 1000, late * 1000, 2 * late * 1000]
     reads = [(SENT + s, event([i])) for i, s in enumerate(stamps)]
-    assert list(judged(b"", reads=reads).arrivals) == [0, 0, 1, late - 1, late - 1, late - 1]
+    assert list(judged(b"", reads=reads).arrivals) == [0, 1, 1, late - 1, late - 1, late - 1]
 
 
 def test_words_of_a_record_are_cut_at_their_limits() -> None:

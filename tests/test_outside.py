@@ -55,6 +55,10 @@ def last(w: World, adapter: str = "a") -> Row:
     return w.streams(adapter, "e1")[-1]
 
 
+NEW, OLD, BYSTANDER = mark("a", SWAPS), mark("a", SWAPS - 1), mark("b", 0)
+BASE = list(range(300, 340))
+
+
 # -- innocent ---------------------------------------------------------------------------------------------------------
 
 
@@ -130,6 +134,35 @@ def replicas_take_a_swap_one_after_another(w: World) -> None:
 
 
 @row("PASS")
+def what_happens_at_one_moment_is_concurrent(w: World) -> None:
+    for k in range(1, SWAPS + 1):
+        w.stream("a", swap_at(k) + 20, [mark("a", k - 1)] * 10, "e1")  # sent as the swap was acked
+        w.stream("a", swap_at(k) + 18, [mark("a", k)] * 10, at=[swap_at(k) + 20] * 10)  # and read at that moment
+    declare(w, 13)
+    w.op("a", "v13", 4300, 4310, by="rollback")
+    w.stream("a", 4299, [mark("a", 13)] * 10, at=[4300] * 10)  # read as it was invoked
+
+
+@row("PASS")
+def ids_that_nobody_sent(w: World) -> None:
+    w.stream("a", 4000, [-1] * 40)
+
+
+@row("UNKNOWN", gates="client_lag")
+def nobody_knows_how_late_the_client_was_for_some_swaps(w: World) -> None:
+    for line in [r for _, _, r in w.lines if r["kind"] == "health" and r["at_ns"] > ns(2000)]:
+        w.drop(line)
+
+
+@row("UNKNOWN", gates="noise")
+def a_bad_load_that_timed_out_may_serve_anything(w: World) -> None:
+    w.op("a", "bad:corrupt", 3905, None, arm="bad")
+    for r in w.streams():
+        if ns(3950) < r["sent_ns"] < ns(4490):
+            w.put(r, BASE)
+
+
+@row("PASS")
 def traffic_before_the_setup_shows_what_was_there(w: World) -> None:
     for i in range(5):
         w.stream("a", -900 + i, [mark("a", i)] * 20)
@@ -185,8 +218,6 @@ def a_file_of_another_machine(w: World) -> None:
 
 # -- planted: one stream, in the last second, in the second engine's file --------------------------------------------
 
-NEW, OLD, BYSTANDER = mark("a", SWAPS), mark("a", SWAPS - 1), mark("b", 0)
-BASE = list(range(300, 340))
 TORN, STALE = "fresh:stale untorn:torn monotonic:inversion", "fresh:stale monotonic:inversion"
 
 
@@ -316,11 +347,9 @@ CONTRADICTIONS: list[tuple[str, str, Build]] = [
     ("one label, two markers", "readable", lambda w: w.add("version", 1, **DECLARED, sha="a5", markers=[20_077])),
     ("version never declared", "readable", lambda w: without(w, "version", version="v12")),
     ("replica that is not there", "readable", lambda w: last(w).update(replica=5)),
-    (
-        "worker gone with its file",
-        "closed",
-        lambda w: w.add("event", 9, at_ns=ns(9), what="worker_missing", detail="w"),
-    ),
+    ("marker that is no id", "readable", lambda w: again(w, w.find("version"), version="x", markers=[2**60])),
+    ("worker gone, and its file", "closed", lambda w: w.add("event", 9, at_ns=ns(9), what="worker_missing")),
+    ("empty file", "readable", lambda w: w.lines.__setitem__(slice(None), [x for x in w.lines if x[0] == "e0"])),
 ]
 ROWS += [(name.replace(" ", "_"), build, "UNKNOWN", set(), set(gates.split())) for name, gates, build in CONTRADICTIONS]
 

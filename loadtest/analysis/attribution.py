@@ -30,8 +30,8 @@ from loadtest.analysis.margins import UNKNOWN as UNKNOWN
 from loadtest.analysis.margins import told
 from loadtest.analysis.noise import DRIFT, SUPPORT, Noise, stray, weigh
 from loadtest.analysis.stats import binomial_tail
-from loadtest.analysis.timeline import BASE, NEVER, Contents, Lookup
-from loadtest.history import I32, I64, Bool, History, blocks
+from loadtest.analysis.timeline import BAD, BASE, NEVER, Contents, Lookup, Timeline
+from loadtest.history import I32, I64, INFO, Bool, History, blocks
 
 RUN = 8
 WHOLE = 6
@@ -97,6 +97,8 @@ def token_codes(history: History, contents: Contents) -> I32:
     code = {key: i for i, key in enumerate(contents.labels)}
     marked = (v for v in history.versions if v.adapter != BASE and v.adapter not in history.scores.adapters)
     pairs = sorted({(t, code[v.adapter, v.version]) for v in marked for t in v.markers})
+    seen = int(history.ids.max(initial=-1))  # a marker beyond that is in no stream
+    pairs = [(t, content) for t, content in pairs if 0 <= t <= seen]
     top = max((t for t, _ in pairs), default=-1) + 1
     table = np.full(top + 1, PLAIN, np.int32)
     for token, content in pairs:
@@ -106,6 +108,7 @@ def token_codes(history: History, contents: Contents) -> I32:
         ids = history.ids[tokens]
         known = (ids >= 0) & (ids < top)
         codes[tokens] = table[np.where(known, ids, top)]
+        codes[tokens][ids < 0] = UNKNOWN
         codes[tokens][np.repeat(history.streams.text_only[rows], history.streams.tokens[rows])] = UNKNOWN
     return codes
 
@@ -121,7 +124,7 @@ def attribute(history: History, look: Lookup) -> Attribution:
     base = contents.adapters.index(BASE)
     methods = _methods(contents, scored.method)
     marked = np.array([m not in ("base", "none") for m in methods], bool)
-    fallback, rest_plain, plain = _plain(history, look, code, owner, marked)
+    fallback, rest_plain, plain, hidden = _plain(history, look, code, owner, marked)
     runs = _runs(history, code)
     in_base = owner[runs.stream] == base
     leaks, base_doubt = _base_leaks(history, look, runs.pick(in_base), owner == base)
@@ -151,7 +154,7 @@ def attribute(history: History, look: Lookup) -> Attribution:
         {name: int(plain[i]) for i, name in enumerate(names) if marked[i]},
         noise,
         silent,
-        tuple(doubt for doubt in (base_doubt, _bursts(rest_plain, noise.tokens)) if doubt),
+        tuple(doubt for doubt in (base_doubt, hidden, _bursts(rest_plain, noise.tokens)) if doubt),
     )
 
 
@@ -241,12 +244,14 @@ def _plain_at(history: History, code: I32, watched: Bool) -> I64:
     return np.concatenate(parts)
 
 
-def _plain(history: History, look: Lookup, code: I32, owner: I32, marked: Bool) -> tuple[Runs, Runs, I64]:
-    """(fallback runs, shorter plain runs, [A] tokens of those) in the streams of adapters with markers."""
+def _plain(history: History, look: Lookup, code: I32, owner: I32, marked: Bool) -> tuple[Runs, Runs, I64, str]:
+    """(fallback runs, shorter plain runs, [A] tokens of those, what a timed-out bad load hides) in the streams of
+    adapters with markers.
+    """
     at = _plain_at(history, code, marked[owner])
     noise = np.zeros(len(marked), np.int64)
     if not len(at):
-        return _none(), _none(), noise
+        return _none(), _none(), noise, ""
     s = _stream_of(history, at)
     starts = np.flatnonzero(np.concatenate([[True], (s[1:] != s[:-1]) | (at[1:] != at[:-1] + 1)]))
     ends = np.append(starts[1:], len(at))
@@ -258,7 +263,19 @@ def _plain(history: History, look: Lookup, code: I32, owner: I32, marked: Bool) 
     base = ((count >= RUN) | alone) & ~explained
     np.add.at(noise, owner[own[~base & ~explained]], count[~base & ~explained])
     runs = Runs(own, np.full(len(own), PLAIN, np.int32), first, last, count, history.at[first], history.at[last])
-    return runs.pick(base), runs.pick(~base & ~explained), noise
+    bad = explained & ((count >= RUN) | alone) & _only_bad(look.line)[owner[own]]
+    hidden = f"{int(bad.sum())} times no marker was seen where a load that must be refused was never answered"
+    return runs.pick(base), runs.pick(~base & ~explained), noise, hidden if bad.any() else ""
+
+
+def _only_bad(line: Timeline) -> Bool:
+    """[A] adapters of which everything has markers but loads that must be refused and were never answered."""
+    contents = line.contents
+    bad = np.array([label.startswith(BAD) for _, label in contents.labels], bool)
+    out = np.zeros(len(contents.adapters), bool)
+    out[line.adapter[bad[line.content] & (line.outcome == INFO)]] = True
+    out[contents.adapter[~contents.marked & ~bad]] = False
+    return out
 
 
 def _bursts(plain: Runs, tokens: int) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loadtest.analysis.case import Case
-from loadtest.history import I64
+from loadtest.history import I64, Bool
 from loadtest.records import Health
 
 F64 = npt.NDArray[np.float64]
@@ -21,11 +21,17 @@ LAG_SHARE = 0.9  # histories without samples: of the health intervals that must 
 
 def lag_ms(case: Case, start: I64, end: I64) -> float | None:
     """The event loop's lag p99 over the health intervals that overlap one of the windows [start[i], end[i]]; None where
-    none was recorded.
+    one of them has none on record.
 
     It is that of all samples together: an interval has a hundred, and the p99 of a hundred is their maximum.
     """
-    met = [h for h in case.history.health if ((start <= h.at_ns) & (end >= h.from_ns)).any()]
+    health = case.history.health
+    hit: Bool = np.array([(start <= h.at_ns) & (end >= h.from_ns) for h in health], bool).reshape(
+        len(health), len(start)
+    )
+    if not hit.any(axis=0).all():
+        return None
+    met = [health[i] for i in np.flatnonzero(hit.any(axis=1)).tolist()]
     samples = samples_ms(met)
     if len(samples):
         return float(np.quantile(samples, 0.99, method="inverted_cdf"))

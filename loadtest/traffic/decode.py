@@ -155,7 +155,7 @@ def _decoded(x: Exchange, tally: _Tally, redact: Redact) -> Decoded:
         text_only=text_only,
         replica=x.ask.replica,
     )
-    arrivals = array("I", [min(max(0, (s - x.sent_ns) // 1000), _U32) for s in stamps])
+    arrivals = array("I", [min(max(0, -((x.sent_ns - s) // 1000)), _U32) for s in stamps])
     return Decoded(record, ids, arrivals, prompt)
 
 
