@@ -292,6 +292,9 @@ def test_what_the_record_must_show() -> None:
     assert seen("target_alive", replace(h, ends=(End(1, "target_died"),))) == (False, 0, 0)
     died = Event(ns(9), "target_died", "exit code 1")
     assert seen("target_alive", replace(h, events=(died, died, Event(ns(9), "other")))) == (False, 2, 0)
+    for detail, words in (("exit code 1", "the target died: exit code 1"), ("", "the target died: target_died")):
+        found = gate_of(replace(h, events=(Event(ns(9), "target_died", detail),)), "target_alive")
+        assert getattr(found, "because", "") == words
     assert seen("readable") == (True, 0, 0)
     assert seen("readable", replace(h, problems=("one", "two"))) == (False, 2, 0)
 
