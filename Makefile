@@ -8,8 +8,9 @@ VLLM := .vllm/$(VERSION)
 READY := $(VENV)/.installed
 
 # GNU make ends with 2 whatever a recipe's status was, except that it exits 1 on SIGQUIT: that is how a FAIL keeps its
-# exit code (0 PASS, 1 FAIL, 2 UNKNOWN and everything else) through make.
-KEEP_FAIL = || { code=$$?; [ $$code -ne 1 ] || kill -QUIT $$PPID; exit $$code; }
+# exit code (0 PASS, 1 FAIL, 2 UNKNOWN and everything else) through make. The pause lets make take the signal before the
+# shell has ended: with both at once it may end with 2 ("wait: No child processes").
+KEEP_FAIL = || { code=$$?; [ $$code -ne 1 ] || { kill -QUIT $$PPID; sleep 1; }; exit $$code; }
 
 .PHONY: install demo test test-vllm matrix lint screenshots vllm smollm2 exp4-up health exp4-benchmark exp4-down bench clean
 install: $(READY)
