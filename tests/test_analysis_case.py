@@ -288,6 +288,11 @@ def test_what_the_record_must_show() -> None:
     assert seen("closed", replace(h, ends=h.ends * 2)) == (True, 0, 0)
     assert seen("closed", replace(h, runs=h.runs * 3)) == (False, 2, 0)
     assert seen("closed", replace(h, ends=(End(1, "target_died"),))) == (False, 0, 0)
+    for changed, words in (
+        ({"runs": h.runs * 3}, "the run did not end in order: 2 of 3 files have no end"),
+        ({"ends": (End(1, "target_died"), End(1, "crash"))}, "the run did not end in order: crash, target_died"),
+    ):
+        assert getattr(gate_of(replace(h, **changed), "closed"), "because", "") == words
     assert seen("target_alive") == (True, 0, 0)
     assert seen("target_alive", replace(h, ends=(End(1, "target_died"),))) == (False, 0, 0)
     died = Event(ns(9), "target_died", "exit code 1")

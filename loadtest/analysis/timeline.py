@@ -22,7 +22,7 @@ ANOTHER, UNEXPLAINED = "another version", "explained by no version"  # contents 
 NEVER = 2**61  # an end that does not come; twice it still fits int64
 APART = 2**60  # epsilon between clocks that cannot be compared: everything is concurrent
 TIMELESS = "what came before a swap and what after it is not on record"
-OUTCOME = {"ok": OK, "fail": FAIL, "info": INFO}
+OUTCOME = {"ok": OK, "fail": FAIL}  # of answers that could be read; all else is INFO
 BAD = "bad:"  # prefix of the label of a load that must be refused
 
 
