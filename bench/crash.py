@@ -67,7 +67,7 @@ phases:
   - {{arm: real, hotfix: tenant-a, every: 60ms..90ms, count: 10}}
   - {{arm: bad, hotfix: tenant-a, every: 50ms, with: [missing, corrupt]}}
   - {{arm: aa, for: 200ms}}
-require: {{level: stream-atomic, min_swaps: 5}}
+require: {{level: stream-atomic, min_swaps: 5, swap_ack_p99: 3s}}
 """
 VICTIMS = {
     "kill": ("engine", "host", "server"),

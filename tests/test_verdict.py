@@ -356,6 +356,43 @@ def test_a_late_client_accuses_nobody_of_latency() -> None:
     assert judged(text_of("fail"))["status"] == "FAIL"
 
 
+STILL = [  # (the loop's longest lag, from, to, budget, whether the slow ack may be the client's own)
+    (80.0, 7000, 7100, 60, True), (79.9, 7000, 7100, 60, False), (5000.0, 5000, 6999, 60, False),
+    (5000.0, 5000, 7000, 60, True), (5000.0, 7240, 7300, 60, True), (5000.0, 7240.001, 7300, 60, False),
+    (10.0, 7000, 7100, 135, False), (10.1, 7000, 7100, 135, True), (80.0, 7000, 7100, 39.9, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("lag", "start", "end", "budget", "excused"), STILL)
+def test_a_client_that_stood_still_during_a_swap(
+    lag: float, start: float, end: float, budget: float, excused: bool
+) -> None:
+    calm, slow = "health 0 99999 1\n", text_of("pass").replace("load a v7 7000 7040", "load a v7 7000 7140")
+    h = history(slow + calm + f"health {start} {end} 1\n")
+    h = changed(h, health=(h.health[0], replace(h.health[1], lag_max_ms=lag)))
+    found = to_json(judge(h, Require(swap_ack_p99_ms=budget)))["budgets"]["swap_ack_p99"]
+    assert found["status"] == ("UNKNOWN" if excused else "FAIL")
+    assert (f"the client was {lag:.1f} ms late itself" in found["because"]) == excused
+
+
+def test_a_client_that_stood_still_does_not_excuse_what_was_never_answered() -> None:
+    h = history(text_of("pass") + "load a v12 12000 42000 info\nhealth 0 99999 1\n")
+    h = changed(h, health=tuple(replace(x, lag_max_ms=5000.0) for x in h.health))
+    assert to_json(judge(h, Require(swap_ack_p99_ms=1000)))["budgets"]["swap_ack_p99"]["status"] == "FAIL"
+
+
+@pytest.mark.parametrize(("limit", "status"), [(40, "UNKNOWN"), (39.9, "FAIL")])
+def test_a_swap_that_the_tester_did_not_live_to_see_accuses_nobody(limit: float, status: str) -> None:
+    h = history(text_of("pass") + "load a v12 12000 - info\n")
+    h = changed(h, ops=(*h.ops[:-1], replace(h.ops[-1], reason="unfinished")))
+    budget = to_json(judge(h, Require(swap_ack_p99_ms=limit)))["budgets"]["swap_ack_p99"]
+    assert (budget["value"], budget["status"]) == (40.0, status)
+    assert budget["because"].endswith(f"40.0 ms, budget {limit:g} ms; 1 more without an end on record")
+    alone = changed(h, ops=(h.ops[0], h.ops[-1]))
+    budget = to_json(judge(alone, Require(swap_ack_p99_ms=limit)))["budgets"]["swap_ack_p99"]
+    assert (budget["status"], budget["because"]) == ("UNKNOWN", "no real swap; 1 more without an end on record")
+
+
 def test_every_status_says_why() -> None:
     good, bad = document(text_of("pass"))["guarantees"], document(text_of("fail"))["guarantees"]
     assert good["fresh"]["because"] == "none of 43 streams violates it"  # of 47, four were sent before v1 was acked

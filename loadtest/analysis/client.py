@@ -17,6 +17,7 @@ F64 = npt.NDArray[np.float64]
 
 LAG_LIMIT_MS = 10.0  # of the event loop's lag p99
 LAG_SHARE = 0.9  # histories without samples: of the health intervals that must keep it
+NOTED_NS = 100_000_000  # a loop that stood still notes its lag when it runs again, at times in the next interval
 
 
 def lag_ms(case: Case, start: I64, end: I64) -> float | None:
@@ -50,6 +51,19 @@ def swap_lag_ms(case: Case) -> float | None:
         return lag_ms(case, case.swaps.invoked, case.swaps.end)
     whole = np.iinfo(np.int64)
     return lag_ms(case, np.array([whole.min]), np.array([whole.max]))
+
+
+def worst_ms(case: Case, start: I64, end: I64) -> F64:
+    """[N] the longest lag on record around each window [start[i], end[i]] that is over `LAG_LIMIT_MS`, else 0.
+
+    A client that stood still for seconds has one such sample among hundreds: no p99 shows it.
+    """
+    worst = np.zeros(len(start))
+    for h in case.history.health:
+        if h.lag_max_ms > LAG_LIMIT_MS:
+            met = (start <= h.at_ns) & (end + NOTED_NS >= h.from_ns)
+            worst[met] = np.maximum(worst[met], h.lag_max_ms)
+    return worst
 
 
 def late(lag: float | None) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from loadtest.analysis import latency
 from loadtest.analysis.case import Case, Finding, Witness, open_case, with_unknown
-from loadtest.analysis.client import late, swap_lag_ms
+from loadtest.analysis.client import F64, late, swap_lag_ms, worst_ms
 from loadtest.analysis.durable import durable
 from loadtest.analysis.effects import effects, false_alarms, told
 from loadtest.analysis.export import to_json as to_json
@@ -27,7 +27,7 @@ from loadtest.analysis.result import Verdict as Verdict
 from loadtest.analysis.stats import quantile, quantile_interval
 from loadtest.analysis.timeline import ANOTHER
 from loadtest.analysis.versions import fresh, ordered, untorn
-from loadtest.history import INFO, OK, History
+from loadtest.history import INFO, OK, Bool, History
 
 DEFAULT_HANGOVER = 1.2  # `steady` is reported against this where the scenario sets no budget
 ALL_TOKENS = ("valid", "fresh", "ordered", "monotonic")
@@ -165,19 +165,35 @@ def _steady(case: Case, after: Hangover, budget: float | None) -> tuple[Finding,
 
 
 def _ack_budget(case: Case, book: Ledger, require: Require) -> list[Budget]:
-    """The run's own p99: a budget is about the swaps that were made; the interval says what they tell of others."""
+    """The run's own p99: a budget is about the swaps that were made; the interval says what they tell of others.
+
+    A time-out counts as never answered. A swap whose end is not on record was cut short by the tester's own end.
+    """
     limit = require.swap_ack_p99_ms
     if limit is None:
         return []
     real = np.array([a == "real" for a in case.swaps.arms], bool) & np.isin(case.swaps.outcome, (OK, INFO))
+    ended = np.array([op.reason != "unfinished" for op in case.swaps.ops], bool)
+    lost, real = int((real & ~ended).sum()), real & ended
     acks = book.ack[real]
     value, interval = quantile(acks, 0.99), quantile_interval(acks, 0.99)
     told = "∞ (more than one in a hundred was never answered)" if math.isinf(value) else f"{value:.1f} ms"
     words = f"p99 of {len(acks)} real swaps: {told}, budget {limit:g} ms"
-    lag = swap_lag_ms(case)
     status: Status = "PASS" if value <= limit else "FAIL"
     if not len(acks):
         status, words = "UNKNOWN", "no real swap"
-    elif status == "FAIL" and late(lag) and value - (lag or 0.0) <= limit:
-        status, words = "UNKNOWN", f"{words}; {late(lag)}"
+    elif status == "FAIL" and (excuse := _ack_excuse(case, real, acks, limit)):
+        status, words = "UNKNOWN", f"{words}; {excuse}"
+    if lost:
+        status = "UNKNOWN" if status == "PASS" else status
+        words += f"; {lost} more without an end on record"
     return [Budget("swap_ack_p99", status, value, limit, interval, words)]
+
+
+def _ack_excuse(case: Case, real: Bool, acks: F64, limit: float) -> str:
+    """Why acks over the budget may be the client's own lateness, "" when they cannot."""
+    lag = swap_lag_ms(case)
+    if late(lag) and quantile(acks, 0.99) - (lag or 0.0) <= limit:
+        return late(lag)
+    own = worst_ms(case, case.swaps.invoked[real], case.swaps.end[real])
+    return late(float(own[acks > limit].max())) if quantile(acks - own, 0.99) <= limit else ""
