@@ -381,16 +381,31 @@ def test_a_client_that_stood_still_does_not_excuse_what_was_never_answered() -> 
     assert to_json(judge(h, Require(swap_ack_p99_ms=1000)))["budgets"]["swap_ack_p99"]["status"] == "FAIL"
 
 
-@pytest.mark.parametrize(("limit", "status"), [(40, "UNKNOWN"), (39.9, "FAIL")])
-def test_a_swap_that_the_tester_did_not_live_to_see_accuses_nobody(limit: float, status: str) -> None:
-    h = history(text_of("pass") + "load a v12 12000 - info\n")
-    h = changed(h, ops=(*h.ops[:-1], replace(h.ops[-1], reason="unfinished")))
+CUT = [  # (when the last swap, sent at 12,000 ms, was given up, why, budget, what the budget says)
+    ("-", "unfinished", 40, "UNKNOWN"), ("-", "unfinished", 39.9, "FAIL"), ("12100", "cancelled", 100, "UNKNOWN"),
+    ("12100", "cancelled", 99.9, "FAIL"), ("12100", "cancelled", 39.9, "FAIL"), ("12100", "timeout", 100, "FAIL"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("end", "reason", "limit", "status"), CUT)
+def test_a_swap_that_the_tester_did_not_wait_for_accuses_nobody(
+    end: str, reason: str, limit: float, status: str
+) -> None:
+    h = history(text_of("pass") + f"load a v12 12000 {end} info\n")
+    h = changed(h, ops=(*h.ops[:-1], replace(h.ops[-1], reason=reason)))
     budget = to_json(judge(h, Require(swap_ack_p99_ms=limit)))["budgets"]["swap_ack_p99"]
-    assert (budget["value"], budget["status"]) == (40.0, status)
-    assert budget["because"].endswith(f"40.0 ms, budget {limit:g} ms; 1 more without an end on record")
-    alone = changed(h, ops=(h.ops[0], h.ops[-1]))
-    budget = to_json(judge(alone, Require(swap_ack_p99_ms=limit)))["budgets"]["swap_ack_p99"]
-    assert (budget["status"], budget["because"]) == ("UNKNOWN", "no real swap; 1 more without an end on record")
+    cut = reason == "unfinished" or (reason == "cancelled" and limit >= 100)
+    assert (budget["value"], budget["status"]) == (40.0 if cut else "inf", status)
+    assert budget["because"].endswith(f"budget {limit:g} ms" + "; 1 more cut short by our own end" * cut)
+
+
+def test_a_swap_given_up_while_the_tester_stood_still() -> None:
+    h = history(text_of("pass") + "load a v12 12000 12100 info\nhealth 0 99999 1\n")
+    ops = (*h.ops[:-1], replace(h.ops[-1], reason="cancelled"))
+    h = changed(h, ops=ops, health=(replace(h.health[0], lag_max_ms=60.0),))
+    assert to_json(judge(h, Require(swap_ack_p99_ms=40)))["budgets"]["swap_ack_p99"]["status"] == "UNKNOWN"
+    alone = to_json(judge(changed(h, ops=(ops[0], ops[-1])), Require(swap_ack_p99_ms=40)))["budgets"]["swap_ack_p99"]
+    assert (alone["status"], alone["because"]) == ("UNKNOWN", "no real swap; 1 more cut short by our own end")
 
 
 def test_every_status_says_why() -> None:

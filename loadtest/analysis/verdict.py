@@ -167,14 +167,14 @@ def _steady(case: Case, after: Hangover, budget: float | None) -> tuple[Finding,
 def _ack_budget(case: Case, book: Ledger, require: Require) -> list[Budget]:
     """The run's own p99: a budget is about the swaps that were made; the interval says what they tell of others.
 
-    A time-out counts as never answered. A swap whose end is not on record was cut short by the tester's own end.
+    A time-out counts as never answered; a swap that the tester's own end cut short within the budget says nothing.
     """
     limit = require.swap_ack_p99_ms
     if limit is None:
         return []
     real = np.array([a == "real" for a in case.swaps.arms], bool) & np.isin(case.swaps.outcome, (OK, INFO))
-    ended = np.array([op.reason != "unfinished" for op in case.swaps.ops], bool)
-    lost, real = int((real & ~ended).sum()), real & ended
+    cut = _cut_short(case, limit)
+    lost, real = int((real & cut).sum()), real & ~cut
     acks = book.ack[real]
     value, interval = quantile(acks, 0.99), quantile_interval(acks, 0.99)
     told = "∞ (more than one in a hundred was never answered)" if math.isinf(value) else f"{value:.1f} ms"
@@ -186,8 +186,17 @@ def _ack_budget(case: Case, book: Ledger, require: Require) -> list[Budget]:
         status, words = "UNKNOWN", f"{words}; {excuse}"
     if lost:
         status = "UNKNOWN" if status == "PASS" else status
-        words += f"; {lost} more without an end on record"
+        words += f"; {lost} more cut short by our own end"
     return [Budget("swap_ack_p99", status, value, limit, interval, words)]
+
+
+def _cut_short(case: Case, limit: float) -> Bool:
+    """[N] swaps whose answer we did not await as long as the budget allows: given up, or without an end on record."""
+    reasons = np.array([op.reason for op in case.swaps.ops], str)
+    start, end = case.swaps.invoked, case.swaps.end
+    waited = (end - start) / 1e6 - worst_ms(case, start, end)
+    cut: Bool = (reasons == "unfinished") | ((reasons == "cancelled") & (waited <= limit))
+    return cut
 
 
 def _ack_excuse(case: Case, real: Bool, acks: F64, limit: float) -> str:
