@@ -343,6 +343,8 @@ def test_what_scores_tell_apart_are_the_versions_of_scored_adapters() -> None:
     both = [("a", "another version"), ("a", "explained by no version")]
     assert list(contents.labels) == [*both, A0, A1, A2, ("b", "v0")]
     assert contents.marked.tolist() == [True] * 5 + [False]
+    hopeless = open_case(scored(lines("stream a 1600: x*10"), text, early=2.0)).look.line.contents
+    assert (list(hopeless.labels), hopeless.marked.any()) == ([A0, A1, A2, ("b", "v0")], False)
 
 
 def test_only_guarantees_over_all_tokens_are_blind_behind_a_tear() -> None:
