@@ -482,6 +482,8 @@ def test_six_windows_with_traffic_bound_a_stall(windows: int, status: str) -> No
     assert budgets(SWAPS + lines, stall=2.0)[1][0].status == status
     few = "".join(line for line in SWAPS.splitlines(True) if int(line.split()[3]) <= 1000 * windows)
     assert budgets(few + lines, stall=2.0)[1][0].status == status
+    for text in (SWAPS + lines, few + lines):
+        assert (budgets(text, stall=2.0)[1][0].interval == (0.0, math.inf)) == (status == "UNKNOWN")
 
 
 @pytest.mark.parametrize(("limit", "status"), [(4.0, "PASS"), (3.99, "FAIL")])

@@ -520,6 +520,12 @@ CLOCK_ERRORS = {
         {"valid": {"aborted": 1}},
         {},
     ),
+    "a load of v0 that was never answered, half a millisecond after its token was read": (
+        "stream a 11: v1*2\nstream a 90: v0@91\nload a v0 91.5 - info",
+        0.5,
+        {"fresh": {"stale": 1}, "monotonic": {"inversion": 1}},
+        {},
+    ),
     "three streams after the ack, the first a millisecond": (
         "".join(f"stream a {t}: v0*2 | cancelled\n" for t in (13, 15, 40)),
         1,
