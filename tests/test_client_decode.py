@@ -17,7 +17,7 @@ from loadtest.analysis.case import open_case
 from loadtest.records import REASONS_FAIL, REASONS_INFO
 from loadtest.traffic.ask import Ask
 from loadtest.traffic.decode import Decoded, Ending, Exchange, decode, decoding
-from loadtest.traffic.words import Redactor
+from loadtest.traffic.words import Redactor, ServerError, error_of, excerpt, shown, without_secrets
 
 SENT = 1_000_000_000
 
@@ -379,6 +379,32 @@ def test_the_checker_calls_a_wrong_count_by_the_same_name(ids: int, counted: int
     assert guarantees.complete(case).kinds == ({reason: 1} if reason else {})
     if reason:
         assert reason == ("truncated" if ids < counted or (ids < 4 and not early) else "duplicated")
+
+
+def test_every_form_of_a_secret_goes_whole_and_the_longest_first() -> None:
+    redact = Redactor("http://h", {"X-Api-Key": "ab'c\"d\\e"})
+    for form in ("ab'c\"d\\e", "ab\\'c\"d\\\\e", "ab'c\\\"d\\\\e"):  # as it is, as Python and as JSON write it
+        assert redact(f"<{form}>", 99) == "<***>"
+    redact = Redactor("http://abcd:abcdefgh@h")
+    assert redact("<abcdefgh> <abcd>", 99) == "<***> <***>"
+    redact = Redactor("http://abc:wxyz@h")
+    assert redact("<abc> <wxyz>", 99) == "<abc> <***>"
+    assert without_secrets("http://joe:p@h/x//a@b") == "http://h/x//a@b"
+
+
+def test_how_much_of_a_servers_words_is_kept() -> None:
+    redact = Redactor()
+    assert [redact("x" * n, 10) for n in (10, 11)] == ["x" * 10, "x" * 9 + "…"]
+    assert len(redact("x" * 20_001, 99_999)) == 20_000
+    assert excerpt(b"x" * 2001) == repr("x" * 2000)
+    assert shown(list(range(21))) == repr(list(range(20)))
+    assert len(shown({"x" * 3000: 1})) == 2000
+
+
+def test_errors_of_odd_shapes() -> None:
+    assert error_of({"error": ""}) is error_of({"error": 3}) is error_of({"error": []}) is None
+    assert error_of({"detail": [1, 2, 3, 4]}) == ServerError("", "[1, 2, 3]", "detail")
+    assert error_of({"error": "no"}) == ServerError("", "no", "error")
 
 
 chunk = st.one_of(
