@@ -271,11 +271,11 @@ def test_without_budgets_only_leaks_are_judged() -> None:
     assert budgets(bad) == ({}, [])
 
 
-def stalls_at(stalled: int, outside_gap: float = 5.0) -> str:
+def stalls_at(stalled: int, outside_gap: float = 5.0, since: int = 0) -> str:
     """Ten swaps a second apart; in the windows of the first `stalled` a bystander waits 60 ms once."""
-    lines = [SWAPS]
+    lines = [f"load a v{i} {since + 1000 * i} {since + 1000 * i + 50} ok" for i in range(1, 11)]
     for i in range(1, 11):
-        at = 1000 * i
+        at = since + 1000 * i
         waits = f"v0@{at + 5} v0@{at + 65} " if i <= stalled else ""
         first = at + 65 if waits else at
         lines.append(f"stream b {at}: {waits}{steps(first, 36, 5)}")
@@ -293,6 +293,11 @@ def test_rare_stalls_break_the_budget_when_chance_does_not_explain_where_they_be
         names = ", ".join(f"e0-{i + 1}" for i in range(1, stalled + 1))
         assert f"in the windows of {stalled} swaps ({names}) a bystander waited up to 60.0 ms" in budget.because
         assert "outside never over 5.0 ms" in budget.because
+
+
+def test_the_odds_of_rare_stalls_are_the_same_after_a_quarter_of_an_hour() -> None:
+    for stalled, status in ((3, "UNKNOWN"), (4, "FAIL")):
+        assert budgets(stalls_at(stalled, since=900_000), stall=6.0)[1][0].status == status
 
 
 def test_stalls_that_are_no_longer_than_those_outside_are_not_the_swaps_doing() -> None:

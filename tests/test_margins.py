@@ -195,6 +195,7 @@ def test_references_decide_on_an_engine_that_repeats_itself() -> None:
 def test_one_early_stream_that_differs_takes_references_away() -> None:
     recorded = references(lines("stream a 1600: x*12"), {A0: 3, A1: 12, A2: 5}, spoil=4)
     assert trust(recorded).method == ""
+    assert trust(recorded).because.startswith("0 tokens before the first swap")
     assert runs(recorded) == []
 
 
