@@ -8,6 +8,7 @@ Rules
 3. A stream that ended twice, whose outcome and reason do not belong together, whose times run backwards, or whose
    tokens another stream names too, is `unfinished` (columns.py).
 4. A file begins once, on one clock, and ends once, with its last line; all files are of one run.
+   One that ended in order says how late its engine was.
 5. A version that was declared with two contents has no markers. Phases that overlap, versions that are not declared and
    replicas that the run does not have are only named.
 """
@@ -140,6 +141,8 @@ def ends(files: Iterable[File], problems: list[str]) -> tuple[records.End, ...]:
         found = typed(f, records.End, problems)
         if len(found) > 1 or (found and not f.closed):
             problems.append(f"history-{f.engine}.jsonl: lines after its end")
+        if found and f.rows.seen and "health" not in f.last:
+            problems.append(f"history-{f.engine}.jsonl: no `health` line: how late this engine was is unknown")
         out += found[-1:]
     return tuple(out)
 

@@ -37,6 +37,7 @@ def stream(n: int, at: int) -> records.Stream:
 def write(folder: Path, engine: str = "e0", count: int = 3, close: bool = True) -> journal.Journal:
     j = journal.Journal(folder, replace(RUN, engine=engine))
     j.emit(records.Phase(0, "aa", "start", 5))
+    j.emit(records.Health(0, 300, 1.0, 1.0, 0.1, 1))
     for n in range(count):
         at = 10 + 100 * n
         j.emit(send(n, at))

@@ -349,6 +349,11 @@ CONTRADICTIONS: list[tuple[str, str, Build]] = [
     ("replica that is not there", "readable", lambda w: last(w).update(replica=5)),
     ("marker that is no id", "readable", lambda w: again(w, w.find("version"), version="x", markers=[2**60])),
     ("worker gone, and its file", "closed", lambda w: w.add("event", 9, at_ns=ns(9), what="worker_missing")),
+    (
+        "engine that says nothing of its lag",
+        "readable",
+        lambda w: [without(w, "health", from_ns=ns(1000 * i)) for i in range(5)],
+    ),
     ("empty file", "readable", lambda w: w.lines.__setitem__(slice(None), [x for x in w.lines if x[0] == "e0"])),
 ]
 ROWS += [(name.replace(" ", "_"), build, "UNKNOWN", set(), set(gates.split())) for name, gates, build in CONTRADICTIONS]
