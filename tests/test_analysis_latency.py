@@ -549,3 +549,9 @@ def test_a_rare_stall_is_a_swaps_when_it_began_in_its_window_or_a_usual_gap_befo
         lines.append(f"stream b {1000 * i + 500}: {steps(1000 * i + 500, 30, 5)}")
     (budget,) = budgets(SWAPS + "\n".join(lines), stall=11.9)[1]
     assert budget.status == status
+
+
+def test_streams_that_all_begin_at_once_have_no_rate_of_arrival() -> None:
+    before, after = (f"stream a {t}: {steps(t, 10, 4)}\n" * n for t, n in ((10, 6), (1100, 20)))
+    h = hangover(case_of(before + "load a v1 1000 1010 ok\n" + after.replace("v0", "v1")))
+    assert (h.before, h.after, h.ratio) == (6, 20, 1.0)
