@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import mutate
 
+WAIT_S = 120  # of the child: a mutant that waits for what never comes takes no CPU time
 TESTS = {
     "sse": ("test_sse",),
     "decode": ("test_client_decode",),
@@ -22,6 +24,7 @@ TESTS = {
     "words": ("test_client_decode", "test_admin"),
     "capture": ("test_client_capture",),
 }
+CHILD = mutate._child
 
 
 class Finder(mutate.Finder):
@@ -29,6 +32,11 @@ class Finder(mutate.Finder):
 
     def __init__(self, mutant: mutate.Mutant) -> None:
         self.name, self.tree = f"loadtest.traffic.{mutant.module}", mutant.tree
+
+
+def _child(mutant: mutate.Mutant | None, module: str) -> None:
+    signal.alarm(WAIT_S)
+    CHILD(mutant, module)
 
 
 def main() -> int:
@@ -40,6 +48,7 @@ def main() -> int:
     args = parser.parse_args()
     mutate.PACKAGE = mutate.ROOT / "loadtest" / "traffic"
     mutate.COMMON, mutate.FIRST, mutate.Finder = TESTS[args.module], {}, Finder
+    mutate._child = _child
     sys.dont_write_bytecode = False  # compiling the rewritten tests is most of a killed mutant's time
     for name in ("pytest", "hypothesis", "numpy", "aiohttp", "orjson"):  # once for all children
         importlib.import_module(name)
