@@ -15,6 +15,7 @@ from loadtest.analysis.gaps import gaps
 from loadtest.analysis.ledger import ledger
 from loadtest.analysis.timeline import APART, NEVER, floor, lookup, timeline
 from loadtest.analysis.verdict import Require, judge, to_json
+from loadtest.calibration import Calibration
 from loadtest.history import History
 from loadtest.records import ReplicaAck
 
@@ -240,3 +241,17 @@ def test_an_adapter_without_a_load_has_no_floor_and_no_ledger() -> None:
     assert [x.tolist() for x in below.at(h.streams.sent, 0)] == [[-NEVER], [-1]]
     case = judge(h, Require()).case
     assert len(ledger(case, gaps(case), []).ack) == 0
+
+
+def test_a_stamps_error_is_the_worse_of_what_was_said_and_what_was_measured() -> None:
+    h = history(LOADS + "health 0 1000 2\nhealth 1000 2000 8\nstream a 5: v0")  # of itself: 2 and 8 ms
+
+    def error(p50: float, p99: float) -> dict[str, float]:
+        found = document(replace(h, calibration=Calibration(500, 20.0, p50, p99, 99.0, 1.0, 7.0)))["client"]
+        assert found["calibration"]["lag_max_ms"] == 99.0
+        return dict(found["stamp_error_ms"])
+
+    assert error(1.0, 9.0) == {"p50": 2.0, "p99": 9.0}
+    assert error(3.0, 7.0) == {"p50": 3.0, "p99": 8.0}
+    unsaid = document(replace(h, health=(), calibration=Calibration(500, 20.0, 3.0, 7.0, 99.0, 1.0, 7.0)))
+    assert unsaid["client"]["stamp_error_ms"] == {"p50": 3.0, "p99": 7.0}
