@@ -356,6 +356,20 @@ def test_a_late_client_accuses_nobody_of_latency() -> None:
     assert judged(text_of("fail"))["status"] == "FAIL"
 
 
+@pytest.mark.parametrize(("lag", "start", "end", "failed"), [
+    (999.9, 7000, 7100, set()), (1000.0, 7000, 7100, {"client_lag"}), (5000.0, 50000, 51000, set()),
+])  # fmt: skip
+def test_a_standstill_in_a_swaps_window_is_no_pass_whatever_the_p99_says(
+    lag: float, start: float, end: float, failed: set[str]
+) -> None:
+    h = history(text_of("pass") + "health 0 99999 1\n" + f"health {start} {end} 1\n")
+    h = changed(h, health=(*h.health[:-1], replace(h.health[-1], lag_max_ms=lag, lags_us=(500,) * 100)))
+    found = to_json(judge(h, Require()))
+    assert (failed_gates(found), found["status"]) == (failed, "UNKNOWN" if failed else "PASS")
+    (gate,) = (g for g in found["gates"] if g["name"] == "client_lag")
+    assert ("stood still for 1.0 s" in gate["because"]) == bool(failed)
+
+
 STILL = [  # (the loop's longest lag, from, to, budget, whether the slow ack may be the client's own)
     (80.0, 7000, 7100, 60, True), (79.9, 7000, 7100, 60, False), (5000.0, 5000, 6999, 60, False),
     (5000.0, 5000, 7000, 60, True), (5000.0, 7240, 7300, 60, True), (5000.0, 7240.001, 7300, 60, False),

@@ -16,6 +16,7 @@ from loadtest.records import Health
 F64 = npt.NDArray[np.float64]
 
 LAG_LIMIT_MS = 10.0  # of the event loop's lag p99
+STANDSTILL_MS = 1000.0  # a single lag that is no lag any more: the process was stopped, or starved
 LAG_SHARE = 0.9  # histories without samples: of the health intervals that must keep it
 NOTED_NS = 100_000_000  # a loop that stood still notes its lag when it runs again, at times in the next interval
 
