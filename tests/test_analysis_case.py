@@ -148,6 +148,8 @@ def test_a_stream_of_a_fleet_is_named_with_its_replica() -> None:
     assert who(open_case(h), 0) == "stream e0-0 of a"
     fleet = replace(h, runs=(replace(h.runs[0], replicas=("http://one", "http://two")),))
     assert who(open_case(fleet), 0) == "stream e0-0 of a on replica 1"
+    beside = replace(h, runs=(*fleet.runs, h.runs[0]))  # a second file that names no replicas
+    assert who(open_case(beside), 0) == "stream e0-0 of a on replica 1"
 
 
 # The client's own lateness

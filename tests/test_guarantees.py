@@ -572,3 +572,12 @@ def test_a_clock_error_excuses_what_it_could_have_made(name: str) -> None:
 
     assert seen(int(ms * 1e6) - 1) == exact
     assert seen(int(ms * 1e6)) == (without_order if excused is None else excused)
+
+
+def test_a_stale_witness_leaves_out_loads_within_the_clock_error() -> None:
+    """Five milliseconds: v1 may have begun before v0 ended, v3 may have been acked after the stream was sent."""
+    loads = "load a v0 0 1 ok\nload a v1 6 7 ok\nload a v2 20 21 ok\nload a v3 30 35 ok\nstream a 40: v0*2"
+    w = of_case(open_case(history(loads), 5_000_000))["fresh"].witnesses[0]
+    assert w.text.endswith("stale by 1 version and 19.0 ms")
+    exact = of_case(open_case(history(loads), 4_999_999))["fresh"].witnesses[0]
+    assert exact.text.endswith("stale by 3 versions and 33.0 ms")
