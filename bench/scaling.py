@@ -10,16 +10,15 @@ Rounds take turns, so that a ratio compares neighbours in time.
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import sys
-from pathlib import Path
+from dataclasses import replace
 
 import measure
-from clients import BUILD, CLIENTS, Run
-from lag import lags_ms, summary
-from measure import Firehose, Load, Sample
-from run import RATE, build
+import run
+from clients import BUILD, CLIENTS
+from measure import Load, Sample
+from run import RATE, TOKENS
 
 from loadtest import history
 
@@ -28,20 +27,14 @@ WHOLE = next(c for c in CLIENTS if c.name == "loadtest run")
 
 def one(processes: int, streams: int) -> tuple[Sample, float, int]:
     """(cost, recorded tokens a second in the window, history files) of N processes."""
-    folder = BUILD / "scaling"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    load = Load(streams * processes, 256, 256 / RATE, max(2.0, streams * processes / 500))
-    with Firehose(BUILD / "firehose", RATE) as server:
-        run = Run(server, load, folder)
-        command = [*WHOLE.command(run), *(["--processes", str(processes)] if processes > 1 else [])]
-        sample = measure.measure(f"{processes} processes", command, server, load, folder / "log", WHOLE.env(run))
-    recorded = folder / "runs" / "latest"
-    window = (sample.begin_ns, sample.begin_ns + int(sample.window_s * 1e9))
+    more = ["--processes", str(processes)] if processes > 1 else []
+    client = replace(WHOLE, name=f"{processes} processes", command=lambda asked: [*WHOLE.command(asked), *more])
+    load = Load(streams * processes, TOKENS, TOKENS / RATE, max(2.0, streams * processes / 500))
+    sample = run.one(client, load)
+    recorded = BUILD / "work" / "runs" / "latest"
     at = history.load(recorded).at
-    tokens = int(((at >= window[0]) & (at < window[1])).sum())
-    sample.lag_ms = summary(lags_ms(recorded, *window))
-    return sample, tokens / sample.window_s, len(list(Path(recorded).glob("history-*.jsonl")))
+    tokens = int(((at >= sample.begin_ns) & (at < sample.begin_ns + int(sample.window_s * 1e9))).sum())
+    return sample, tokens / sample.window_s, len(list(recorded.glob("history-*.jsonl")))
 
 
 def main() -> int:
@@ -51,7 +44,7 @@ def main() -> int:
     parser.add_argument("--processes", default="1,2")
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()
-    build()
+    run.build()
     measure.CORES = 1  # nothing is pinned
     counts = [int(n) for n in given.processes.split(",")]
     rounds = [{n: one(n, given.streams) for n in counts} for _ in range(given.repeat)]

@@ -217,15 +217,17 @@ def believed(
         "has tokens that were read before those in front of them": _falling(columns, arrivals),
     }
     unsure = np.zeros(len(columns["stream"]), bool)
+    again = tests["ended more than once"]
     for words, bad in tests.items():
         found = np.flatnonzero(bad & ~unsure & (columns["position"] >= 0))
         doubts += [(int(columns["position"][r]), int(columns["stream"][r]), words) for r in found.tolist()]
         unsure[found] = True
     for key, value in _NEVER.items():
         columns[key][unsure] = rows.code(key, value) if isinstance(value, str) else value
-    first = np.zeros(len(unsure), bool)
-    first[np.unique(columns["stream"], return_index=True)[1]] = True
-    return ({k: v[first] for k, v in columns.items()} if not first.all() else columns), doubts
+    if again.any():
+        first = np.unique(columns["stream"], return_index=True)[1]
+        columns = {k: v[np.sort(first)] for k, v in columns.items()}
+    return columns, doubts
 
 
 def _outside(columns: dict[str, Column], tokens: int, prompts: int) -> Column:

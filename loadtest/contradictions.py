@@ -190,7 +190,7 @@ def unknown(
     known = {(v.adapter, v.version) for v in declared}
     for op in ops:
         key = (op.adapter, op.version)
-        if op.mode != "unload" and not op.version.startswith("bad:") and key not in known:
+        if op.mode != "unload" and not op.version.startswith(records.BAD) and key not in known:
             problems.append(f"operation {op.name} loads {' '.join(key)}, which no line declares")
             known.add(key)
     size = max((len(run.replicas) for run in runs), default=0) or 1

@@ -35,6 +35,7 @@ from typing import ClassVar, Literal
 FORMAT = 1
 
 Outcome = Literal["ok", "fail", "info"]
+BAD = "bad:"  # prefix of the label of a load that must be refused
 Arm = Literal["aa", "sham", "real", "bad", ""]
 
 # Why a stream is not `ok`. fail: the server broke the contract. info: nobody can say, or our own side ended it.
@@ -104,7 +105,7 @@ class Invoke:
     op: int  # unique in the file
     adapter: str
     mode: Literal["load", "inplace", "reload", "unload"]  # reload = unload + load, judged as one operation
-    version: str  # label of the content asked for; "" for unload; "bad:<how>" for a load that must be refused
+    version: str  # label of the content asked for; "" for unload; BAD + how for a load that must be refused
     path: str  # path as the server sees it
     arm: Arm  # "" for setup and rollback
     by: Literal["setup", "scenario", "operator", "rollback"]

@@ -42,14 +42,19 @@ def worlds() -> Iterator[tuple[str, World]]:
         yield kind, made(4)
 
 
+def unpacked(name: str, folder: Path) -> Path:
+    """A golden run's files in `folder`."""
+    for path in (GOLDEN / name).glob("*.gz"):
+        (folder / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+    return folder
+
+
 def histories() -> Iterator[tuple[str, History]]:
     """Name and history of every pinned verdict."""
     for name in ("pass", "fail", "unknown"):
         yield name, mini((GOLDEN / f"{name}.txt").read_text())
     with tempfile.TemporaryDirectory() as folder:
-        for path in (GOLDEN / "vllm-torn").glob("*.gz"):
-            (Path(folder) / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
-        yield "vllm-torn", history.load(Path(folder))
+        yield "vllm-torn", history.load(unpacked("vllm-torn", Path(folder)))
     for name, world in worlds():
         yield name, world.history()
 

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import orjson
 import pytest
+from pinned import unpacked
 
 from loadtest import history
 from loadtest.analysis.verdict import Require, Verdict, judge
 from loadtest.history import History
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-def unpacked(name: str, folder: Path) -> Path:
-    for path in (GOLDEN / name).glob("*.gz"):
-        (folder / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
-    return folder
 
 
 @pytest.fixture(scope="module")

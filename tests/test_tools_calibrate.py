@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pinned import unpacked
 from rawserver import CHUNKED, Call, RawServer
 from test_client_capture import DONE, LAST_CHUNK, event, usage
-from test_golden_vllm import unpacked
 
 from loadtest import calibration, history
 from loadtest.analysis import export

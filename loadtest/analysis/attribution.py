@@ -30,8 +30,9 @@ from loadtest.analysis.margins import UNKNOWN as UNKNOWN
 from loadtest.analysis.margins import told
 from loadtest.analysis.noise import DRIFT, SUPPORT, Noise, stray, weigh
 from loadtest.analysis.stats import binomial_tail
-from loadtest.analysis.timeline import BAD, BASE, NEVER, Contents, Lookup, Timeline
+from loadtest.analysis.timeline import BASE, NEVER, Contents, Lookup, Timeline
 from loadtest.history import I32, I64, INFO, Bool, History, blocks
+from loadtest.records import BAD
 
 RUN = 8
 WHOLE = 6

@@ -9,8 +9,9 @@ import numpy as np
 
 from loadtest.analysis.attribution import Attribution, Runs, adapter_codes, attribute
 from loadtest.analysis.stats import Interval, cluster_rate
-from loadtest.analysis.timeline import BAD, OUTCOME, Lookup, lookup, timeline
+from loadtest.analysis.timeline import OUTCOME, Lookup, lookup, timeline
 from loadtest.history import I8, I32, I64, INFO, OK, Bool, History, Op
+from loadtest.records import BAD
 
 MAX_WITNESSES = 20  # per guarantee; counts are always complete
 AROUND = 2  # token ids shown on either side of an interval

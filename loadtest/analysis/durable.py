@@ -26,8 +26,9 @@ import numpy as np
 
 from loadtest.analysis.case import MAX_WITNESSES, Case, Finding, Witness, told
 from loadtest.analysis.stats import clopper_pearson, none_seen
-from loadtest.analysis.timeline import BAD, NEVER
+from loadtest.analysis.timeline import NEVER
 from loadtest.history import FAIL, I32, I64, OK, Bool, Op
+from loadtest.records import BAD
 
 MIN_STREAMS = 3  # guessed: fewer could all be unlucky in how they were scheduled
 REVERT_ERROR = 1e-6

@@ -253,15 +253,15 @@ def _client(verdict: Verdict) -> dict[str, Any]:
         lag = np.array([h.lag_p99_ms for h in history.health], np.float64)
     late = (history.streams.sent - history.streams.intended) / 1e6
     span = sum(h.at_ns - h.from_ns for h in history.health) / 1e9
-    delays = quantiles(late.astype(np.float64))
+    delays, lags = quantiles(late.astype(np.float64)), quantiles(lag)
     known = history.calibration
-    error = {q: quantiles(lag)[q] for q in ("p50", "p99")}
+    error = {q: lags[q] for q in ("p50", "p99")}
     if known is not None:  # the worse of what the run says of itself and what was measured from outside
         error = {"p50": np.fmax(error["p50"], known.lag_p50_ms), "p99": np.fmax(error["p99"], known.lag_p99_ms)}
     return {
         "loop_lag_ms": {
-            "p50": quantiles(lag)["p50"],
-            "p99": quantiles(lag)["p99"],
+            "p50": lags["p50"],
+            "p99": lags["p99"],
             "max": max((h.lag_max_ms for h in history.health), default=math.nan),
         },
         "cpu": sum(h.cpu_s for h in history.health) / span if span > 0 else math.nan,

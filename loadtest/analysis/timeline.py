@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from loadtest.analysis.trust import trust
 from loadtest.history import FAIL, I8, I32, I64, INFO, OK, Bool, History, Op
+from loadtest.records import BAD
 from loadtest.scores import Source
 
 BASE = "base"  # what streams without an adapter name
@@ -23,7 +24,6 @@ NEVER = 2**61  # an end that does not come; twice it still fits int64
 APART = 2**60  # epsilon between clocks that cannot be compared: everything is concurrent
 TIMELESS = "what came before a swap and what after it is not on record"
 OUTCOME = {"ok": OK, "fail": FAIL}  # of answers that could be read; all else is INFO
-BAD = "bad:"  # prefix of the label of a load that must be refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,8 @@ def timeline(history: History, epsilon: int = 0) -> Timeline:
     mystery = ~contents.marked[content] & (outcome != FAIL) if len(loads) else np.empty(0, bool)
     unknown = np.full(len(contents.adapters), NEVER, np.int64)
     np.minimum.at(unknown, adapter[mystery], start[mystery])
-    unknown[:] = -NEVER if history.blind else unknown
+    if history.blind:
+        unknown[:] = -NEVER
     for name in _served_unseen(history):
         unknown[contents.adapters.index(name)] = -NEVER
     ops = tuple(r[4] for r in loads)

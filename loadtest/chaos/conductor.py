@@ -258,7 +258,7 @@ class Conductor:
         source, rank = Path(adapter.current.path), self._script.max_rank
         path = await self._folder(adapter, how, lambda p: actions.bad(how, source, p, rank))
         self._owe(adapter)
-        invoke = records.Invoke(0, adapter.name, "inplace", f"bad:{how}", path, "bad", "scenario", 0, phase.index)
+        invoke = records.Invoke(0, adapter.name, "inplace", records.BAD + how, path, "bad", "scenario", 0, phase.index)
         await self._operate(invoke)
 
     async def _folder(self, adapter: _Adapter, label: str, make: Callable[[Path], None]) -> str:

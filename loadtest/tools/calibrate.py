@@ -51,6 +51,10 @@ class Options:
 
 def run(options: Options, say: Say) -> Shown:
     """Measure each number of streams; stops at the first that this machine does not hold."""
+    return _shown(_measured(options, say), options.rate)
+
+
+def _measured(options: Options, say: Say) -> list[dict[str, Any]]:
     if not options.streams or min(options.streams) < 1:
         raise UsageError("a number of streams must be at least 1", remedy="for example --streams 100,1000")
     server = None if options.url else _start(options.rate)
@@ -65,7 +69,7 @@ def run(options: Options, say: Say) -> Shown:
     finally:
         if server is not None:
             server.communicate()  # its EOF
-    return _shown(rows, options.rate)
+    return rows
 
 
 def of_run(folder: Path, seconds: float, say: Say) -> Shown:
@@ -77,11 +81,11 @@ def of_run(folder: Path, seconds: float, say: Say) -> Shown:
     if not streams or busy_s <= 0:
         raise UsageError(f"{folder} recorded no open streams", remedy="name a run that streamed for some seconds")
     rate = min(max(round(float((t.tokens - 1)[t.tokens > 1].sum()) / busy_s, 1), SLOWEST), FASTEST)
-    shown = run(Options((streams,), seconds, rate=rate), say)
-    row = dict(shown.document)["measured"][0]
+    (row,) = _measured(Options((streams,), seconds, rate=rate), say)
     lag = row["lag_ms"]
     figures = (lag["p50"], lag["p99"], lag["max"], row["loop_lag_p99_ms"] or 0.0, row["cpu_us_per_token"] or 0.0)
     path = calibration.write(folder, calibration.Calibration(streams, rate, *figures))
+    shown = _shown([row], rate)
     lines = [*shown.lines, f"kept in {path}: `loadtest judge {folder}` prints it as the error bar of TTFT and ITL"]
     return replace(shown, lines=lines)
 

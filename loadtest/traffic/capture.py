@@ -96,7 +96,7 @@ class Dechunker:
         if _SIZE.fullmatch(line) is None:
             raise ChunkError(f"{line[:20]!r} is no chunk size")
         self._left = int(line.partition(b";")[0], 16)
-        if self._left and len(self._known) < MAX_KNOWN:
+        if self._left and line.isalnum() and len(self._known) < MAX_KNOWN:  # extensions can be long: not kept
             self._known[line] = self._left
         self._expect = Dechunker._close if self._left else Dechunker._trailer
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from loadtest.records import Ack, Invoke, Record, Stream, Version
+from loadtest.records import BAD, Ack, Invoke, Record, Stream, Version
 
 if TYPE_CHECKING:
     from loadtest.traffic.capture import Reads
@@ -30,7 +30,6 @@ GAPS = 2_000  # gaps looked at in a second, of open streams chosen at random: p9
 CHOSEN = 64  # open streams they are taken from
 STEP = 1.05  # ratio of neighbouring bins of a histogram: what a quantile is exact to
 BASE = "base"
-BAD = "bad:"  # prefix of the label of a load that must be refused
 
 Message = dict[str, Any]
 
