@@ -11,6 +11,7 @@ from minihistory import FIRST_MARKER, history
 from loadtest.analysis.attribution import PLAIN, UNKNOWN, Attribution, attribute, token_codes
 from loadtest.analysis.noise import LONE, SUPPORT, Noise
 from loadtest.analysis.timeline import lookup, timeline
+from loadtest.analysis.verdict import Require, judge
 from loadtest.history import History
 
 LOADS = "load a v0 0 1 ok\nload b v0 0 1 ok\nload a v1 10 12 ok\n"
@@ -34,11 +35,38 @@ def test_a_marker_names_its_content_and_nothing_else_does() -> None:
     assert token_codes(h, contents).tolist()[:4] == [0, PLAIN, 1, 2]
 
 
-def test_an_id_that_two_contents_mark_is_unknown() -> None:
-    h = history(LOADS + "stream a 5: v0 v1@12")
-    shared = tuple(replace(v, markers=(FIRST_MARKER,)) if v.adapter == "b" else v for v in h.versions)
-    h = replace(h, versions=shared)
+def shared(text: str, *twins: tuple[str, str]) -> History:
+    """The history with these versions carrying the marker of a's v0."""
+    h = history(LOADS + text)
+    marked = ((v.adapter, v.version) in twins for v in h.versions)
+    versions = zip(h.versions, marked, strict=True)
+    return replace(h, versions=tuple(replace(v, markers=(FIRST_MARKER,)) if m else v for v, m in versions))
+
+
+def test_a_marker_of_two_adapters_names_the_streams_own_content_else_a_leak() -> None:
+    h = shared("stream a 5: v0 v1@12\nstream b 6: a/v0\nstream base 7: a/v0", ("b", "v0"))
+    assert token_codes(h, timeline(h).contents).tolist() == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("stream", "broken"),
+    [
+        ("stream a 13: v0*3", {"fresh": {"stale": 1}}),
+        ("stream base 13: a/v0*40", {"valid": {"leak": 1}, "isolated": {"leak": 1}}),
+        ("stream b 13: a/v0*3", {}),
+    ],
+)
+def test_adapters_that_began_with_the_same_content_are_held_to_their_own(
+    stream: str, broken: dict[str, dict[str, int]]
+) -> None:
+    v = judge(shared(stream, ("b", "v0")), Require())
+    assert {g.name: g.kinds for g in v.guarantees if g.violations} == broken
+
+
+def test_a_marker_of_two_versions_of_one_adapter_is_unknown_and_no_run_passes_with_it() -> None:
+    h = shared("stream a 5: v0 v1@12\nstream a 13: v0*2 | text", ("a", "v1"))
     assert token_codes(h, timeline(h).contents).tolist()[0] == UNKNOWN
+    assert attribute(h, lookup(timeline(h))).doubts == ("1 tokens carry the marker of two versions of their adapter",)
 
 
 def test_text_only_and_negative_ids_are_unknown_and_large_ones_no_index_error() -> None:
@@ -193,7 +221,7 @@ def test_any_id_can_be_a_marker_and_any_number_of_contents_can_share_it() -> Non
     h = history(LOADS + "stream a 5: v0*3")
     zero = tuple(replace(v, markers=(0,) if v.version == "v1" else (1,)) for v in h.versions)
     h = replace(h, versions=zero, ids=np.array([0, 1, 2], np.int32))
-    assert token_codes(h, timeline(h).contents).tolist() == [1, UNKNOWN, PLAIN]
+    assert token_codes(h, timeline(h).contents).tolist() == [1, 0, PLAIN]
     three = replace(h, versions=tuple(replace(v, markers=(1,)) for v in h.versions))
     assert token_codes(three, timeline(three).contents).tolist() == [PLAIN, UNKNOWN, PLAIN]
 

@@ -1,7 +1,8 @@
 """Which content emitted each token, and when nobody can say.
 
-1. A token id that is a marker of exactly one content names that content. Any other id is *plain*. Text-only streams
-   and ids that several contents mark are unknown. Nothing is ever guessed from text, timing or majority.
+1. A token id that is a marker of a content names that content; of several contents that share it, the one of the
+   stream's own adapter, else any, for each of them is a leak. Two of the stream's own make it unknown, as a text-only
+   stream is. Any other id is *plain*. Nothing is ever guessed from text, timing or majority.
 2. A plain token in an adapter's stream is noise up to a rate of DRIFT. What noise at that rate cannot explain is
    `fallback`: RUN plain tokens in a row (0.02^8 = 2.6e-14), or a whole stream of at least WHOLE (6.4e-11).
    Where a load of unknown content may be in service, plain tokens say nothing.
@@ -94,30 +95,59 @@ def adapter_codes(history: History, contents: Contents) -> I32:
 
 
 def token_codes(history: History, contents: Contents) -> I32:
-    """Content of every token by its marker: [T]."""
-    code = {key: i for i, key in enumerate(contents.labels)}
-    marked = (v for v in history.versions if v.adapter != BASE and v.adapter not in history.scores.adapters)
-    pairs = sorted({(t, code[v.adapter, v.version]) for v in marked for t in v.markers})
-    seen = int(history.ids.max(initial=-1))  # a marker beyond that is in no stream
-    pairs = [(t, content) for t, content in pairs if 0 <= t <= seen]
-    top = max((t for t, _ in pairs), default=-1) + 1
+    """Content of every token by its marker: [T]. Of several that share it, the stream's own."""
+    owner = adapter_codes(history, contents)
+    of_token = _contents_of(history, contents)
+    top = max(of_token, default=-1) + 1
     table = np.full(top + 1, PLAIN, np.int32)
-    for token, content in pairs:
-        table[token] = content if table[token] == PLAIN else UNKNOWN
+    table[list(of_token)] = [c[0] for c in of_token.values()]
+    shared = {token: _choices(contents, found) for token, found in of_token.items() if len(found) > 1}
     codes: I32 = np.empty(len(history.ids), np.int32)
     for rows, tokens in blocks(history.streams.tokens):
-        ids = history.ids[tokens]
+        ids, count = history.ids[tokens], history.streams.tokens[rows]
         known = (ids >= 0) & (ids < top)
         codes[tokens] = table[np.where(known, ids, top)]
+        for token, choice in shared.items():
+            at = ids == token
+            codes[tokens][at] = choice[np.repeat(owner[rows], count)[at]]
         codes[tokens][ids < 0] = UNKNOWN
-        codes[tokens][np.repeat(history.streams.text_only[rows], history.streams.tokens[rows])] = UNKNOWN
+        codes[tokens][np.repeat(history.streams.text_only[rows], count)] = UNKNOWN
     return codes
+
+
+def _contents_of(history: History, contents: Contents) -> dict[int, list[int]]:
+    """The contents that each marker names, in order; without markers that are in no stream."""
+    code = {key: i for i, key in enumerate(contents.labels)}
+    marked = [v for v in history.versions if v.adapter != BASE and v.adapter not in history.scores.adapters]
+    seen = int(history.ids.max(initial=-1))
+    out = dict[int, list[int]]()
+    for token, content in sorted({(t, code[v.adapter, v.version]) for v in marked for t in v.markers}):
+        if 0 <= token <= seen:
+            out.setdefault(token, []).append(content)
+    return out
+
+
+def _choices(contents: Contents, found: list[int]) -> I32:
+    """[A] which of these contents a stream of each adapter shows: its own; else any, for each of them is a leak."""
+    out = np.full(len(contents.adapters), found[0], np.int32)
+    for adapter in set(contents.adapter[found].tolist()):
+        own = [c for c in found if contents.adapter[c] == adapter]
+        out[adapter] = own[0] if len(own) == 1 else UNKNOWN
+    return out
+
+
+def _twofold(history: History, code: I32) -> str:
+    """Tokens whose adapter has two contents with their marker: what they break cannot be seen."""
+    at = np.flatnonzero((code == UNKNOWN) & (history.ids >= 0))
+    count = int((~history.streams.text_only[_stream_of(history, at)]).sum()) if len(at) else 0
+    return f"{count} tokens carry the marker of two versions of their adapter" if count else ""
 
 
 def attribute(history: History, look: Lookup) -> Attribution:
     """Attribute every token by rules 1 to 4."""
     contents = look.line.contents
     code = token_codes(history, contents)
+    twofold = _twofold(history, code)
     scored = told(history, contents)
     if len(scored.which):
         code[scored.which] = scored.code[scored.which]
@@ -155,7 +185,7 @@ def attribute(history: History, look: Lookup) -> Attribution:
         {name: int(plain[i]) for i, name in enumerate(names) if marked[i]},
         noise,
         silent,
-        tuple(doubt for doubt in (base_doubt, hidden, _bursts(rest_plain, noise.tokens)) if doubt),
+        tuple(doubt for doubt in (base_doubt, hidden, twofold, _bursts(rest_plain, noise.tokens)) if doubt),
     )
 
 
