@@ -147,6 +147,20 @@ def test_strays_that_chance_does_not_explain_are_said_to_be_there(
     assert not Noise(9999, plain, strays, share, "all").unexplained
 
 
+@pytest.mark.parametrize(("leaks", "plain", "unexplained"), [(0, 0, False), (1, 0, True), (1, 1, False)])
+def test_a_token_of_another_adapter_is_no_chance_where_drift_never_showed(
+    leaks: int, plain: int, unexplained: bool
+) -> None:
+    assert Noise(9999, plain, 1, 0.01, "none", leaks).unexplained == unexplained
+
+
+def test_one_leaked_token_in_a_large_run_of_few_ids_does_not_pass() -> None:
+    many = "".join(f"declare a w{i}\n" for i in range(20))  # markers: half a percent of the ids seen
+    v = judge(history(LOADS + many + f"stream a 13: v1*{LONE} b/v0 v1*9"), Require())
+    assert {g.name: g.ok for g in v.gates}["noise"] is False
+    assert {g.name for g in v.guarantees if g.status == "FAIL"} == set()
+
+
 def test_the_share_of_markers_is_taken_of_the_largest_id_seen() -> None:
     assert attributed("stream a 15: v1*5").noise.share == 3 / (FIRST_MARKER + 3)
 

@@ -13,7 +13,9 @@ accident, or what a leak, a flip or a tear near an end looks like.
    only in a number that a fair coin does not explain.
 3. One stray alone, in a run of more than LONE tokens, is never believed. In a run of up to LONE tokens without a plain
    one every stray is: drift of 1e-4 would have shown one in ten such runs, and hit a marker in one of thousands.
-4. Strays that are neither believed nor explained by chance keep the run from PASS (gate `noise`).
+4. Strays that are neither believed nor explained by chance keep the run from PASS (gate `noise`). So does one of
+   another adapter where no plain token was seen: chance would explain it where the vocabulary seen is small, but no
+   server may say it. One of the stream's own adapter is also what a server that may tear does near a stream's end.
 
 The vocabulary is not on record; the largest id that was seen is a lower bound, which makes the share an upper one.
 """
@@ -44,6 +46,7 @@ class Noise:
     strays: int
     share: float  # of the vocabulary that is a marker
     believed: Literal["all", "leaks", "none"]  # which strays are evidence
+    leaks: int = 0  # strays of another adapter
 
     @property
     def chance(self) -> float:
@@ -53,7 +56,8 @@ class Noise:
     @property
     def unexplained(self) -> bool:
         """Too few strays to accuse anybody, too many for chance."""
-        return self.believed == "none" and self.strays > 0 and self.chance < ALPHA
+        lone = self.leaks > 0 and not self.plain
+        return self.believed == "none" and self.strays > 0 and (lone or self.chance < ALPHA)
 
 
 def stray(stream: I64, count: I64) -> Bool:
@@ -79,4 +83,4 @@ def weigh(history: History, tokens: int, plain: int, strays: tuple[int, int]) ->
         believed = "all"
     elif leaks > 1 and binomial_tail(leaks, plain + leaks, COIN) < ALPHA:
         believed = "leaks"
-    return Noise(tokens, plain, count, share, believed)
+    return Noise(tokens, plain, count, share, believed, leaks)
