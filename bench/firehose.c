@@ -4,8 +4,8 @@
  *
  * RATE: events a second of each stream, 0 = as fast as the client reads. One thread, epoll, HTTP/1.1 keep-alive.
  * A POST to /v1/completions or /v1/chat/completions with "stream": true is answered with max_tokens server-sent events
- * of EVENT_BYTES bytes, each one chunk and one write. Each carries the CLOCK_MONOTONIC time of its emission three times:
- *   "emit_ns":N                ns, for clients written for this server
+ * of EVENT_BYTES bytes, each one chunk and one write. Each carries the CLOCK_MONOTONIC time of its emission twice, in
+ * the places that differ between the events of a real server too:
  *   "token_ids":[M]            µs modulo 2^31, for clients that keep ids and know nothing of it
  *   "text":" DDDDDDDDDDDD"     µs modulo 10^12, for clients that keep text
  * The last event has a finish reason; a usage event (when stream_options asks for it) and [DONE] follow.
@@ -156,7 +156,7 @@ static int token(conn *c, char *body) {
     n += sprintf(body + n, "\"finish_reason\":%s,\"stop_reason\":null", finish);
     if (c->ids) n += sprintf(body + n, ",\"token_ids\":[%ld]", id);
     if (c->ids && !c->sent) n += sprintf(body + n, ",\"prompt_token_ids\":[1,2,3]");
-    n += sprintf(body + n, "}],\"emit_ns\":%ld", t);
+    n += sprintf(body + n, "}]");
     int fill = event_bytes - n - 12;
     if (fill > 0) n += sprintf(body + n, ",\"pad\":\"%0*d\"", fill, 0);
     return n + sprintf(body + n, "}\n\n");

@@ -53,6 +53,10 @@ static void start(void) {
     ask(fd);
 }
 
+/* The emission in the text: µs modulo 10^12. */
+#define TEXT "\"text\":\" "
+#define US_MODULUS 1000000000000L
+
 static void receive(int fd) {
     static char buffer[READ_MAX + 1];
     ssize_t n = recv(fd, buffer, READ_MAX, MSG_DONTWAIT);
@@ -61,9 +65,11 @@ static void receive(int fd) {
     if (n <= 0) { fprintf(stderr, "floor: the server closed a connection\n"); exit(1); }
     buffer[n] = 0;
     reads_total++;
-    for (char *at = buffer; (at = strstr(at, "\"emit_ns\":")); at += 10) {
+    for (char *at = buffer; (at = strstr(at, TEXT)); at += sizeof TEXT) {
         events_total++;
-        if (now > lag_from && lag_count < LAGS_MAX) lags[lag_count++] = (now - atoll(at + 10)) / 1e6f;
+        int64_t late = (now / 1000 - atoll(at + sizeof TEXT - 1)) % US_MODULUS;
+        if (late > US_MODULUS / 2) late -= US_MODULUS;
+        if (now > lag_from && lag_count < LAGS_MAX) lags[lag_count++] = late / 1e3f;
     }
     if (n >= 21 && !memcmp(buffer + n - 21, LAST, 21)) ask(fd);
 }

@@ -21,7 +21,7 @@ import procs
 SETTLE_S = 1.0
 POLL_S = 0.2
 FULL = 0.97  # of the wanted streams
-GONE = 0.85
+GONE = 0.1
 CORES = os.cpu_count() or 1
 
 

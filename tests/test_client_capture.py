@@ -223,3 +223,70 @@ def test_a_byte_at_a_time_is_not_free() -> None:
     reads.add(1, b"x")
     with pytest.raises(TooLarge):
         reads.add(1, b"x")
+
+
+@given(
+    st.lists(st.sampled_from([b"a" * 10, b"b" * 10, b"c" * 300, b"\r\n" * 5, b"0\r\n\r\n", b"d" * 9000]), max_size=12),
+    st.lists(st.integers(0, 30_000), max_size=6),
+    st.booleans(),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_tap_keeps_the_payload_however_it_was_split(payloads: list[bytes], cuts: list[int], apart: bool) -> None:
+    """Reads of one whole chunk take a short way, whatever stood before them."""
+    chunks = [b"%x\r\n%s\r\n" % (len(p), p) for p in payloads]
+    data = b"".join(chunks) + LAST_CHUNK
+    ends = list(itertools.accumulate(map(len, chunks))) if apart else []
+    places = sorted({0, *(c % len(data) for c in cuts), *ends, len(data)})
+    kept, ticks = Keeps(), itertools.count(1)
+
+    async def main() -> Reads:
+        reads = Reads(1 << 20, lambda: next(ticks))
+        tap = Tap(kept, Paused([]), reads)
+        tap.data_received(CHUNKED)
+        for a, b in itertools.pairwise(places):
+            tap.data_received(data[a:b])
+            for _ in range(5):  # slices; a transport would send nothing meanwhile
+                await asyncio.sleep(0)
+        return reads
+
+    reads = asyncio.run(main())
+    assert b"".join(d for _, d in reads.kept) == b"".join(payloads)
+    stamps = [t for t, _ in reads.kept]
+    assert stamps == sorted(stamps)
+    assert reads.last_ns == (stamps[-1] if stamps else reads.head_ns)
+    assert kept.got == CHUNKED + LAST_CHUNK
+
+
+class Keeps(asyncio.Protocol):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.got = b""
+
+    def data_received(self, data: bytes) -> None:
+        self.got += data
+
+
+class Paused(Aborts):
+    """A transport whose reading can be paused."""
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return True
+
+
+def test_a_usual_read_over_the_limit_is_too_large_as_well() -> None:
+    reads = Reads(3 * (READ_COST + 20), lambda: 7)
+    broken: list[Exception] = []
+    tap = Tap(Keeps(), Aborts(broken), reads)
+    tap.data_received(CHUNKED)
+    for _ in range(5):
+        tap.data_received(b"a\r\n0123456789\r\n")
+    assert broken
+    assert isinstance(reads.error, TooLarge)
+    assert len(reads.kept) == 3

@@ -15,8 +15,11 @@ from rawserver import DONE, completion, event, usage
 from loadtest.analysis import guarantees
 from loadtest.analysis.case import open_case
 from loadtest.records import REASONS_FAIL, REASONS_INFO
+from loadtest.traffic import decode as decode_module
 from loadtest.traffic.ask import Ask
 from loadtest.traffic.decode import Decoded, Ending, Exchange, decode, decoding
+from loadtest.traffic.sse import Parser
+from loadtest.traffic.usual import shape_of
 from loadtest.traffic.words import Redactor, ServerError, error_of, excerpt, shown, without_secrets
 
 SENT = 1_000_000_000
@@ -444,3 +447,75 @@ def test_the_reads_decide_times_only(chunks: list[bytes], data: st.DataObject) -
         two.record.detail,
         two.record.chunks,
     )
+
+
+SPOKEN = b'data: {"id":"c","created":1,"choices":[{"index":0,"text":"%s","finish_reason":%s,"token_ids":[%s]%s}]%s}%s'
+TEXTS = (
+    b"",
+    b" word",
+    b"x" * 40,
+    b"\\n",
+    b'\\"',
+    b"\\u0041",
+    "é".encode(),
+    b"\xff",
+    b"\x01",
+    b'","token_ids":[5',
+    b"\\",
+)
+IDS = (b"1", b"7", b"2147483647", b"2147483648", b"01", b"-1", b"", b"1,2", b" 3", b"1e2", b"1.0", b"true", b"9" * 30)
+MORE = (b"", b',"text":"y"', b',"token_ids":[9]', b',"logprobs":{"text":"z"}', b',"prompt_token_ids":[1]', b',"a":"]"')
+REST = (
+    b"",
+    b',"usage":null',
+    b',"usage":{"completion_tokens":2}',
+    b',"error":{"message":"no"}',
+    b',"x":"\\"text\\":\\""',
+)
+spoken = st.builds(
+    lambda *parts: SPOKEN % parts,
+    st.sampled_from(TEXTS[:3]) | st.sampled_from(TEXTS),
+    st.sampled_from([b"null"] * 6 + [b'"length"']),
+    st.sampled_from(IDS[:3]) | st.sampled_from(IDS),
+    st.sampled_from([b""] * 6) | st.sampled_from(MORE),
+    st.sampled_from([b""] * 6) | st.sampled_from(REST),
+    st.sampled_from([b"\n\n"] * 6 + [b"\r\n\r\n", b"\n", b"\n\r", b"\n\nevent: error\n"]),
+)
+
+
+@given(st.lists(spoken | st.sampled_from([DONE, b"\n", b": hi\n\n", b"", b"data: {", b"event: error\n"]), max_size=30))
+@settings(max_examples=400, deadline=None)
+def test_reads_that_are_not_parsed_mean_what_the_parser_says(reads: list[bytes]) -> None:
+    """Without shapes each read is parsed."""
+    quick = judged(reads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode_module, "TRIES", 0)
+        assert judged(reads) == quick
+
+
+def test_the_usual_reads_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the law above would say nothing."""
+    seen: list[bytes] = []
+    feed = Parser.feed
+    monkeypatch.setattr(Parser, "feed", lambda self, chunk: seen.append(chunk) or feed(self, chunk))
+    reads = [event([11], prompt_token_ids=[1, 2, 3]), *(event([i]) for i in range(100)), event([1], "length"), DONE]
+    found = judged(reads, ask=ask(102))
+    assert found.record.outcome == "ok"
+    assert found.ids == array("i", [11, *range(100), 1])
+    assert len([s for s in seen if s]) <= 5
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'data: {"choices":[{"text":"a","text_":"b","token_ids_":[1],"token_ids":[2],"logprobs":{"text":"x"}}]}\n\n',
+        b'data: {"choices":[{"a\\"text":"a","token_ids":[2]}]}\n\n',
+        b'data: {"text":"a","choices":[{"token_ids":[2]}]}\n\n',
+        b'data: {"choices":[{"text":"a"}],"token_ids":[2]}\n\n',
+        b'data: {"choices":[{"text":"a","token_ids":[2],"finish_reason":"stop"}]}\n\n',
+        b'data: {"choices":[{"text":"a","token_ids":[2]}],"usage":{"completion_tokens":3}}\n\n',
+        b'data: {"choices":[{"token_ids":[2],"text":"a"}]}\n\n',
+    ],
+)
+def test_places_that_do_not_count_make_no_shape(odd: bytes) -> None:
+    assert decode_module._proven(shape_of(odd)) is None

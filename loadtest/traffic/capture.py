@@ -15,6 +15,8 @@ Rules
 5. A long read is taken in slices, with the transport paused and others served in between: a megabyte of chunks of one
    byte takes a quarter of a second, and uvloop reads on as long as there is something to read.
 6. A head is bounded as well, in bytes and in interim responses (100 Continue) before it.
+7. The usual read, one whole chunk, is recognised by its length and its first and last bytes in `Tap.data_received`. At
+   that rate a function call or an attribute that holds a function counts: that method is long on purpose.
 """
 
 from __future__ import annotations
@@ -58,17 +60,12 @@ class Dechunker:
         self.rest = b""
         self._pending = b""  # an incomplete line
         self._left = 0  # payload bytes missing of the current chunk
-        self._known: dict[bytes, int] = {}  # sizes of whole chunks seen so far, by their lines
+        self._known: dict[int, bytes] = {}  # lines of chunks seen so far, by the length of the whole chunk
         self._expect = Dechunker._size  # what comes when nothing is missing; unbound, or each stream were a cycle
         self._trailers = 0
 
     def feed(self, data: bytes) -> bytes:
         """The payload in `data`. Raises ChunkError."""
-        line, _, rest = data.partition(b"\r\n")
-        size = self._known.get(line, -1)
-        whole = len(rest) == size + 2 and rest.endswith(b"\r\n")
-        if whole and not (self._pending or self._left) and self._expect is Dechunker._size:
-            return rest[:-2]  # the usual read, at a third of the cost
         if self._pending:
             data = self._pending + data
         out: list[bytes] = []
@@ -92,12 +89,18 @@ class Dechunker:
             raise ChunkError(f"no line end where one is due: {self._pending[:20]!r}")
         return out[0] if len(out) == 1 else b"".join(out)
 
+    @property
+    def usual(self) -> dict[int, bytes]:
+        """What a read of one whole chunk may begin with, by its length; empty while something is incomplete or over."""
+        at_rest = not (self._pending or self._left or self.done) and self._expect is Dechunker._size
+        return self._known if at_rest else {}
+
     def _size(self, line: bytes) -> None:
         if _SIZE.fullmatch(line) is None:
             raise ChunkError(f"{line[:20]!r} is no chunk size")
         self._left = int(line.partition(b";")[0], 16)
         if self._left and line.isalnum() and len(self._known) < MAX_KNOWN:  # extensions can be long: not kept
-            self._known[line] = self._left
+            self._known[len(line) + self._left + 4] = line + b"\r\n"
         self._expect = Dechunker._close if self._left else Dechunker._trailer
 
     def _close(self, line: bytes) -> None:
@@ -115,24 +118,35 @@ class Dechunker:
 class Reads:
     """The reads of one response: (stamp in ns, payload), in order."""
 
+    __slots__ = ("_alive_ns", "_error", "_over", "_waiter", "head_ns", "kept", "limit", "now_ns", "room")
+
     def __init__(self, limit: int, now_ns: Callable[[], int]) -> None:
         """At most `limit` bytes are kept."""
         self.kept: list[tuple[int, bytes]] = []
         self.head_ns = 0  # 0: no tap has seen a head
-        self.last_ns = now_ns()  # last sign of life, at first the start
         self.now_ns = now_ns
-        self._limit = limit
-        self._size = 0
+        self.limit = limit
+        self.room = limit  # bytes that may still be kept
+        self._alive_ns = now_ns()
         self._over = False
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
+    @property
+    def last_ns(self) -> int:
+        """The last sign of life, at first the start."""
+        return max(self._alive_ns, self.kept[-1][0]) if self.kept else self._alive_ns
+
+    def alive(self, stamp: int) -> None:
+        """A sign of life that is no read."""
+        self._alive_ns = max(self._alive_ns, stamp)
+
     def add(self, stamp: int, payload: bytes) -> None:
         """Keep one read. Raises TooLarge."""
-        self.last_ns = stamp
-        self._size += len(payload) + READ_COST
-        if self._size > self._limit:
-            raise TooLarge(f"the body is longer than {self._limit} bytes")
+        self._alive_ns = stamp
+        self.room -= len(payload) + READ_COST
+        if self.room < 0:
+            raise TooLarge(f"the body is longer than {self.limit} bytes")
         self.kept.append((stamp, payload))
 
     def end(self, error: Exception | None = None) -> None:
@@ -168,6 +182,7 @@ class Tap(asyncio.Protocol):
         self._inner = inner
         self._transport = transport
         self._reads = reads
+        self._usual: dict[int, bytes] = {}  # Dechunker.usual, while nothing waits
         self._head = b""
         self._interim = 0
         self._chunks: Dechunker | None = None
@@ -176,7 +191,18 @@ class Tap(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """From the transport."""
-        self._receive(data)
+        reads = self._reads
+        line = self._usual.get(len(data))
+        if line is not None and data.startswith(line) and data.endswith(b"\r\n"):  # rule 7
+            now_ns = reads.now_ns
+            stamp = now_ns()
+            room = reads.room - len(data) - READ_COST
+            if room >= 0:
+                reads.room = room
+                reads.kept.append((stamp, data[len(line) : -2]))
+                return
+        receive = self._receive
+        receive(data)
 
     def eof_received(self) -> bool | None:
         """From the transport."""
@@ -216,7 +242,8 @@ class Tap(asyncio.Protocol):
         head, rest = self._head[:end], self._head[end:]
         self._head = b""
         if _is_chunked_sse(head):
-            self._reads.head_ns = self._reads.last_ns = stamp
+            self._reads.head_ns = stamp
+            self._reads.alive(stamp)
             self._chunks = Dechunker()
             self._receive = self._in_body
             self._inner.data_received(data[: len(data) - len(rest)])
@@ -235,6 +262,7 @@ class Tap(asyncio.Protocol):
     def _break(self, error: Exception) -> None:
         """The response is over, by our decision."""
         self._receive = _drop
+        self._usual = {}
         self._waiting.clear()
         self._reads.end(error)
         self._transport.abort()
@@ -245,6 +273,7 @@ class Tap(asyncio.Protocol):
             self._take(stamp, data)
             return
         if not self._waiting:
+            self._usual = {}
             self._transport.pause_reading()
             asyncio.get_running_loop().call_soon(self._next)
         self._waiting.extend((stamp, data[at : at + SLICE]) for at in range(0, len(data), SLICE))
@@ -268,6 +297,7 @@ class Tap(asyncio.Protocol):
         except (ChunkError, TooLarge) as e:
             self._break(e)
             return
+        self._usual = {} if self._waiting else chunks.usual
         if chunks.done:
             self._receive = self._inner.data_received
             self._inner.data_received(LAST_CHUNK + chunks.rest + b"".join(data for _, data in self._waiting))

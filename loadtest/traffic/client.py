@@ -229,7 +229,7 @@ class StreamClient:
             raise
         try:
             state.head_ns = reads.head_ns or self._now_ns()
-            reads.last_ns = max(reads.last_ns, state.head_ns)
+            reads.alive(state.head_ns)
             state.content_type = response.headers.get("Content-Type", "")
             coding = response.headers.get("Transfer-Encoding", "")
             state.framed = "chunked" in coding.lower() or "Content-Length" in response.headers

@@ -10,14 +10,15 @@ Rules
    Without one, a stream our side ended is `info`, and one the server ended is `cut` (no orderly end of the body) or
    `truncated` (orderly, but incomplete).
 4. Once `[DONE]` was read, how the connection ended no longer matters. Only blank lines and comments may follow it.
-5. A token's arrival is the read that completed its event. Ids count, not text: when no event of the stream carries
+5. Reads of the shape that most of a stream's reads have are understood without a parser, to the same effect (usual.py).
+6. A token's arrival is the read that completed its event. Ids count, not text: when no event of the stream carries
    ids, it is `text_only`, each event with text counts as one token with id -1, and only `usage` can prove the count.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ import orjson
 from loadtest.records import REASONS_INFO, Outcome, Stream
 from loadtest.traffic.ask import Ask
 from loadtest.traffic.sse import MAX_EVENT, Event, Parser, SseError, parse_reads
+from loadtest.traffic.usual import Shape, shape_of
 from loadtest.traffic.words import error_of, excerpt, parse_error, shown
 
 Ending = Literal[
@@ -44,6 +46,7 @@ MAX_DETAIL = 300
 MAX_FINISH = 40
 BREACHES = 1000
 STEP = 16 * 1024  # bytes: a millisecond for usual events, a few for the worst
+TRIES = 4  # to find a shape: the first events may hold a role, or the prompt's ids
 EVENT_BYTES = 128 * 1024  # that an event may have beside what its tokens need
 _U32 = 2**32 - 1
 
@@ -155,8 +158,16 @@ def _decoded(x: Exchange, tally: _Tally, redact: Redact) -> Decoded:
         text_only=text_only,
         replica=x.ask.replica,
     )
-    arrivals = array("I", [min(max(0, -((x.sent_ns - s) // 1000)), _U32) for s in stamps])
+    arrivals = _arrivals(x.sent_ns, stamps)
     return Decoded(record, ids, arrivals, prompt)
+
+
+def _arrivals(sent_ns: int, stamps: Sequence[int]) -> array[int]:
+    """Times in ns as µs from the send, rounded up, within what the column can hold."""
+    late = sent_ns - 999
+    if not stamps or (min(stamps) >= sent_ns and max(stamps) - late < _U32 * 1000):
+        return array("I", [(s - late) // 1000 for s in stamps])
+    return array("I", [min(max(0, -((sent_ns - s) // 1000)), _U32) for s in stamps])
 
 
 def _outcome(reason: str) -> Outcome:
@@ -175,7 +186,7 @@ def _read_events(x: Exchange, tally: _Tally) -> Iterator[None]:
     parser = Parser(max_line=bound, max_event=bound)
     work = 0
     try:
-        for stamp, events in parse_reads(_pieces(x.reads), parser):
+        for stamp, events in parse_reads(_unusual(_pieces(x.reads), parser, tally), parser):
             for event in events:
                 work += len(event.data)
                 try:
@@ -192,6 +203,45 @@ def _read_events(x: Exchange, tally: _Tally) -> Iterator[None]:
         tally.blame("protocol", str(e))
     if tally.done is not None and parser.ignored > tally.done.ignored:
         tally.blame("protocol", "bytes that are no comment follow [DONE]")
+
+
+def _unusual(reads: Iterable[tuple[int, bytes]], parser: Parser, tally: _Tally) -> Iterator[tuple[int, bytes]]:
+    """The reads that `parser` has to see, and empty ones for a pause; what the others say goes to `tally`."""
+    shape: Shape | None = None
+    tries = count = 0
+    usual = False  # nothing is pending, and the stream is in its middle
+    for stamp, data in reads:
+        found = shape.token(data) if usual and shape is not None else None
+        if found is None:
+            yield stamp, data  # the parser has it, and `tally` what it says, when this goes on
+            usual = parser.idle and not tally.finish and tally.done is None
+            if shape is None and usual and tries < TRIES:
+                tries += 1
+                shape = _proven(shape_of(data))
+            continue
+        tally.has_ids = True
+        tally.chunks += 1
+        tally.ids.append(found[0])
+        tally.stamps.append(stamp)
+        if found[1]:
+            tally.texts.append(stamp)
+        count += 1
+        if count % 16 == 0:
+            yield stamp, b""
+
+
+def _proven(shape: Shape | None) -> Shape | None:
+    """The shape, if events of it say one id, perhaps text, and nothing else."""
+    for data, token, text in shape.probes() if shape else ():
+        said = _Tally()
+        try:
+            _event(Event(data), 1, said)
+        except _Breach:
+            return None
+        expected = _Tally(array("i", [token]), [1], 1, [1] if text else [], has_ids=True)
+        if said != expected:
+            return None
+    return shape
 
 
 def _pieces(reads: Sequence[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:

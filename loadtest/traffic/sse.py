@@ -70,7 +70,7 @@ class Parser:
             raise SseError(self._error, events)
         # "data: ...\n\n" with nothing pending is the usual read, and goes at a third of the cost.
         usual = chunk.startswith(b"data: ") and chunk.find(b"\n") == len(chunk) - 2 and b"\r" not in chunk
-        if usual and chunk[-1] == 0x0A and len(chunk) <= self._max_chunk and self._idle():
+        if usual and chunk[-1] == 0x0A and len(chunk) <= self._max_chunk and self.idle:
             self._first_line = False
             return [Event(chunk[6:-2], b"message", self.ignored)]
         if self._after_cr and chunk:
@@ -95,8 +95,10 @@ class Parser:
                 self._fail(f"a line is longer than {self._max_line} bytes", events)
         return events
 
-    def _idle(self) -> bool:
-        return not (self._tail or self._data or self._kind)
+    @property
+    def idle(self) -> bool:
+        """Nothing is pending: what comes next begins an event."""
+        return not (self._tail or self._data or self._kind or self._error)
 
     def eof(self) -> list[Event]:
         """The event that the end of the input left open, if it has data. Raises SseError at a broken bound."""
