@@ -55,8 +55,8 @@ class Run:
 
     @property
     def requests(self) -> int:
-        """How many streams that takes at 20 events a second."""
-        return int(self.load.streams * max(1.0, self.total_s * 20 / self.load.tokens)) + 1
+        """How many streams that takes: one more for each than can end by then."""
+        return int(self.load.streams * (1 + self.total_s / self.load.stream_s)) + 1
 
 
 Window = tuple[int, int]  # ns of monotonic time in which all streams were open

@@ -1,8 +1,9 @@
 """One client against the firehose: started, watched while its streams run, accounted.
 
-The window begins a second after the wanted number of streams is open and lasts until its time is over or the streams
-become fewer. CPU per event is the tree's CPU in the window over the events the server sent in it, so no client counts
-for itself and none has to cooperate.
+Two windows begin a second after the wanted number of streams is open. The first lasts until the first stream can have
+ended: what streaming costs. The second lasts as long as a stream does, so that about every stream ends in it once and
+another one begins: what a run costs. CPU per event is the tree's CPU in a window over the events the server sent in it,
+so no client counts for itself and none has to cooperate.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import procs
 SETTLE_S = 1.0
 POLL_S = 0.2
 FULL = 0.97  # of the wanted streams
-GONE = 0.1
+GONE = 0.2  # the run is over; clients whose streams end together have fewer for a moment
+SHORTEST_S = 2.0
 CORES = os.cpu_count() or 1
 
 
@@ -35,11 +37,14 @@ class Sample:
     events: int = 0  # in the window
     window_s: float = 0.0
     begin_ns: int = 0  # of the window, monotonic
-    us_per_event: float | None = None
+    us_per_event: float | None = None  # of the second window
+    streaming_us: float | None = None  # of the first
+    streaming_s: float = 0.0
     whole_us_per_event: float | None = None  # from its first request to its exit, all events
-    core: float | None = None  # CPU seconds a second in the window
+    core: float | None = None  # CPU seconds a second in the second window
     memory_mb: float | None = None
-    lag_ms: dict[str, float] = field(default_factory=dict)
+    lag_ms: dict[str, float] = field(default_factory=dict)  # in the second window
+    streaming_lag_ms: dict[str, float] = field(default_factory=dict)
     note: str = ""
 
 
@@ -82,8 +87,22 @@ class Load:
 
     streams: int
     tokens: int
-    seconds: float  # of the window
+    seconds: float  # of the second window
     ramp_s: float
+    stream_s: float  # that a stream lasts
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What had happened at a moment."""
+
+    events: int
+    cpu_s: float
+    at_s: float
+
+    def us_per_event(self, before: Mark) -> float:
+        """CPU since another mark over the events since."""
+        return 1e6 * (self.cpu_s - before.cpu_s) / max(self.events - before.events, 1)
 
 
 def measure(
@@ -111,30 +130,31 @@ def measure(
 def _follow(
     process: subprocess.Popen[bytes], server: Firehose, load: Load, sample: Sample, started: dict[str, int]
 ) -> float:
-    """Wait for the window and measure it; CPU seconds spent before the first request."""
-    first, begun = 0.0, False
-    opened: tuple[int, float, float] | None = None  # (events, cpu, time) at the window's start
+    """Wait for the windows and measure them; CPU seconds spent before the first request."""
+    first, begun_s = 0.0, 0.0
+    opened: Mark | None = None
     full_since, give_up = 0.0, time.monotonic() + 240
     while procs.running(process.pid) and time.monotonic() < give_up:
         time.sleep(POLL_S)
         now = server.stats()
-        if not begun:
-            first, begun = procs.cpu_s(process.pid), now["streams"] > started["streams"]
+        mark = Mark(now["events"], procs.cpu_s(process.pid), now["now_ns"] / 1e9)
+        if not begun_s:
+            first, begun_s = mark.cpu_s, mark.at_s if now["streams"] > started["streams"] else 0.0
             continue
         sample.reached = max(sample.reached, now["open"])
         if opened is None:
             full = now["open"] >= FULL * load.streams
             full_since = (full_since or time.monotonic()) if full else 0.0
             if full and time.monotonic() - full_since >= SETTLE_S:
-                opened = (now["events"], procs.cpu_s(process.pid), now["now_ns"] / 1e9)
+                opened, sample.begin_ns = mark, int(mark.at_s * 1e9)
             continue
-        elapsed = now["now_ns"] / 1e9 - opened[2]
+        elapsed = mark.at_s - opened.at_s
+        if mark.at_s < begun_s - 2 * POLL_S + load.stream_s and elapsed >= SHORTEST_S:
+            sample.streaming_us, sample.streaming_s = mark.us_per_event(opened), elapsed
         if elapsed >= load.seconds or now["open"] < GONE * load.streams:
-            cpu = procs.cpu_s(process.pid) - opened[1]
-            sample.begin_ns = int(opened[2] * 1e9)
-            sample.events, sample.window_s = now["events"] - opened[0], elapsed
+            sample.events, sample.window_s = mark.events - opened.events, elapsed
             sample.memory_mb = procs.rss_mb(process.pid)
-            sample.us_per_event, sample.core = 1e6 * cpu / max(sample.events, 1), cpu / elapsed
+            sample.us_per_event, sample.core = mark.us_per_event(opened), (mark.cpu_s - opened.cpu_s) / elapsed
             break
     return first
 

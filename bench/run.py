@@ -48,7 +48,9 @@ def one(client: Client, load: Load, rate: float = RATE) -> Sample:
         run = Run(server, load, folder)
         sample = measure(client.name, client.command(run), server, load, folder / "log", client.env(run))
         try:
-            sample.lag_ms = client.lags(run, (sample.begin_ns, sample.begin_ns + int(sample.window_s * 1e9)))
+            begin = sample.begin_ns
+            sample.lag_ms = client.lags(run, (begin, begin + int(sample.window_s * 1e9)))
+            sample.streaming_lag_ms = client.lags(run, (begin, begin + int(sample.streaming_s * 1e9)))
         except (OSError, ValueError, LookupError, LoadtestError) as e:
             sample.note += f" no lags ({type(e).__name__})"
     if sample.us_per_event is None:
@@ -59,18 +61,22 @@ def one(client: Client, load: Load, rate: float = RATE) -> Sample:
 
 def table(samples: list[Sample]) -> str:
     """One Markdown table; ratios against the floor of the same number of streams."""
-    head = "| client | streams | CPU µs/event | × floor | whole µs/event | core | lag p50 / p99 ms | MB | |"
-    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
-    floors = {s.streams: s.us_per_event for s in samples if s.client == "floor"}
+    head = "| client | streams | streaming µs/event | × floor | with ends | × floor | whole | core"
+    lines = [f"{head} | lag p50 / p99 ms | with ends p99 | MB | |", "|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    floors = {s.streams: s for s in samples if s.client == "floor"}
     for s in samples:
-        floor = floors.get(s.streams)
-        ratio = f"{s.us_per_event / floor:.1f}" if s.us_per_event and floor else "–"
-        lag = f"{s.lag_ms['p50']:.2f} / {s.lag_ms['p99']:.2f}" if s.lag_ms else "–"
+        floor = floors.get(s.streams, Sample("floor", s.streams))
+        lag = f"{s.streaming_lag_ms['p50']:.2f} / {s.streaming_lag_ms['p99']:.2f}" if s.streaming_lag_ms else "–"
         note = s.note.strip() or ("saturated" if (s.core or 0) > 0.95 else "")
-        cells = [s.client, f"{s.streams:,}", _number(s.us_per_event), ratio, _number(s.whole_us_per_event)]
-        cells += [_number(s.core, 2), lag, _number(s.memory_mb, 0), note.replace("|", "/")]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [s.client, f"{s.streams:,}", _number(s.streaming_us), _ratio(s.streaming_us, floor.streaming_us)]
+        cells += [_number(s.us_per_event), _ratio(s.us_per_event, floor.us_per_event), _number(s.whole_us_per_event)]
+        cells += [_number(s.core, 2), lag, _number(s.lag_ms.get("p99"), 2), _number(s.memory_mb, 0)]
+        lines.append("| " + " | ".join([*cells, note.replace("|", "/")]) + " |")
     return "\n".join(lines)
+
+
+def _ratio(value: float | None, floor: float | None) -> str:
+    return f"{value / floor:.1f}" if value and floor else "–"
 
 
 def _number(value: float | None, digits: int = 1) -> str:
@@ -123,7 +129,7 @@ def main() -> int:
     samples = []
     broken = {c.name: clients.install(c) for c in wanted}
     for count in counts:
-        load = Load(count, tokens, tokens / RATE, max(2.0, count / 500))
+        load = Load(count, tokens, tokens / RATE, max(2.0, count / 500), tokens / RATE)
         for client in wanted:
             if broken[client.name]:
                 samples.append(Sample(client.name, count, note=broken[client.name]))

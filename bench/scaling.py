@@ -29,7 +29,7 @@ def one(processes: int, streams: int) -> tuple[Sample, float, int]:
     """(cost, recorded tokens a second in the window, history files) of N processes."""
     more = ["--processes", str(processes)] if processes > 1 else []
     client = replace(WHOLE, name=f"{processes} processes", command=lambda asked: [*WHOLE.command(asked), *more])
-    load = Load(streams * processes, TOKENS, TOKENS / RATE, max(2.0, streams * processes / 500))
+    load = Load(streams * processes, TOKENS, TOKENS / RATE, max(2.0, streams * processes / 500), TOKENS / RATE)
     sample = run.one(client, load)
     recorded = BUILD / "work" / "runs" / "latest"
     at = history.load(recorded).at
