@@ -181,8 +181,10 @@ class Engine:
         if not self.running:
             return []
         versions = self.faults.serve(self, self.running, self.policy.serve(self.running))
-        now = self.now_ns()
-        slots = [i for i in range(old) if not self.faults.paused(self.running[i], now)]
+        slots = list(range(old))
+        if self.faults.pause:
+            now = self.now_ns()
+            slots = [i for i in slots if not self.faults.paused(self.running[i], now)]
         out = self._decode(slots, versions) if slots else []
         if new:
             out += self._prefill(old, versions)
@@ -272,17 +274,18 @@ class Engine:
         """Count tokens and ends; whether a stream has ended."""
         ended = False
         for emission in emissions:
-            emission.finish = self._finish(emission.stream)
-            if emission.finish:
-                self.counts[emission.finish] += 1
+            finish = emission.finish = self._finish(emission.stream)
+            if finish is not None:
+                self.counts[finish] += 1
                 ended = True
         self.counts["generation_tokens"] += len(emissions)
         return ended
 
     def _finish(self, stream: Stream) -> str | None:
-        if not stream.params.ignore_eos and stream.ids[-1] in self.model.config.eos:
+        params = stream.params
+        if not params.ignore_eos and stream.ids[-1] in self.model.config.eos:
             return "stop"
-        return "length" if len(stream.ids) >= stream.params.max_tokens else None
+        return "length" if len(stream.ids) >= params.max_tokens else None
 
     def _leave(self, slot: int) -> None:
         stream, last = self.running[slot], len(self.running) - 1

@@ -88,6 +88,7 @@ class Faults:
         self.planted = tuple(planted)
         self._serving = self._with("serve")
         self._pausing = self._with("paused")
+        self.pause = bool(self._pausing)  # whether any stream can ever sit out a step
         self._emitting = self._with("emit")
 
     def _with(self, hook: str) -> list[Fault]:

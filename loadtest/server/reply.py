@@ -19,6 +19,8 @@ from loadtest.server.state import Emission, Refusal, Scored
 from loadtest.server.wire import Ask, error_body
 
 DONE = b"data: [DONE]\n\n"
+# between text and id of an event that says nothing else
+BETWEEN = b',"logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":['
 DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 
 
@@ -34,7 +36,10 @@ class Text:
 
     def feed(self, ids: Sequence[int], last: bool) -> str:
         """The text that can be shown once `ids` have come; `last` when nothing follows."""
-        fresh = "".join(self._decode.step(self._tokenizer, i) or "" for i in ids)
+        if len(ids) == 1:
+            fresh = self._decode.step(self._tokenizer, ids[0]) or ""
+        else:
+            fresh = "".join(self._decode.step(self._tokenizer, i) or "" for i in ids)
         if not self._stops:
             return fresh
         text = self._held + fresh
@@ -138,8 +143,12 @@ class StreamReply(Reply):
         self._write = write
         self._head = b"data: " + orjson.dumps(self.head())[:-1] + b',"choices":[{"index":0,"text":'
         self._first = True
+        self._bare = ask.return_token_ids and ask.params.logprobs is None and not ask.continuous_usage
 
     def add(self, emission: Emission, text: str) -> None:
+        if self._bare and not self._first and emission.finish is None and len(emission.ids) == 1:
+            self._write(b"%b%b%b%d]}]}\n\n" % (self._head, orjson.dumps(text), BETWEEN, emission.ids[0]))
+            return
         if not text and not emission.ids and not emission.finish:
             return
         ids = b"null"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,7 +74,7 @@ class Emission:
     finish: str | None = None  # "length" | "stop"
     usage: int = 0  # tokens generated so far, as usage reports them
     end: str = ""  # "cut": close without a word; "error": an error frame, then [DONE]
-    scored: list[Scored] = field(default_factory=list)
+    scored: Sequence[Scored] = ()
     prompt_scored: list[Scored] | None = None
 
 

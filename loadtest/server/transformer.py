@@ -100,11 +100,16 @@ def project(x: F32, weight: F32, bias: F32 | None, groups: Groups, layer: int, s
     return y
 
 
-def mix(q: F32, keys: F32, values: F32, hidden: NDArray[np.bool_] | None) -> F32:
-    """Softmax attention. q [..., M, D], keys and values [..., T, D], hidden (masked) [..., M, T] -> [..., M, D]."""
+def mask(hidden: NDArray[np.bool_]) -> F32:
+    """What `mix` adds to the scores: nothing, or minus infinity where they are hidden."""
+    return np.where(hidden, np.float32(-np.inf), np.float32(0.0))
+
+
+def mix(q: F32, keys: F32, values: F32, masked: F32 | None) -> F32:
+    """Softmax attention. q [..., M, D], keys and values [..., T, D], `mask` [..., M, T] -> [..., M, D]."""
     scores = (q * np.float32(q.shape[-1] ** -0.5)) @ keys.swapaxes(-1, -2)
-    if hidden is not None:
-        np.copyto(scores, np.float32(-np.inf), where=hidden)
+    if masked is not None:
+        scores += masked
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     out = scores @ values
@@ -115,6 +120,8 @@ def mix(q: F32, keys: F32, values: F32, hidden: NDArray[np.bool_] | None) -> F32
 def pick(rows: F32, temperatures: Sequence[float], rngs: Sequence[np.random.Generator | None]) -> list[int]:
     """Next token of each row of logits [N, vocab]: the largest, or a sample where the temperature is above zero."""
     best: list[int] = rows.argmax(axis=1).tolist()
+    if not any(temperatures):
+        return best
     for n, (temperature, rng) in enumerate(zip(temperatures, rngs, strict=True)):
         if temperature > 0.0 and rng is not None:  # the largest of logits / temperature + Gumbel noise is a sample
             best[n] = int(np.argmax(rows[n] / np.float32(temperature) + rng.gumbel(size=rows.shape[1])))
