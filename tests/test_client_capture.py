@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import weakref
 from collections.abc import Callable
 
+import aiohttp
 import pytest
 import uvloop
 from hypothesis import given, settings
@@ -112,6 +114,38 @@ def test_stamps_are_those_of_the_reads(loop: Callable[[], asyncio.AbstractEventL
                 assert len(stamps) >= 3  # the usage chunk may share a read
                 assert stamps == sorted(set(stamps))
                 assert 0 < reads.head_ns < stamps[0]
+            assert server.connections == 1
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_connection_that_stays_keeps_nothing_of_its_first_stream(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """It did: a transport runs in a copy of the context that it was made in."""
+
+    async def script(call: Call) -> None:
+        await call.send(CHUNKED)
+        await call.chunk(event([1]) + DONE)
+        await call.send(LAST_CHUNK)
+
+    async def one(session: aiohttp.ClientSession, url: str) -> weakref.ref[Reads]:
+        reads = Reads(1 << 20, lambda: 7)
+        with tapping(reads):
+            response = await session.post(url)
+        await reads.capture(response)
+        response.release()
+        assert reads.kept
+        return weakref.ref(reads)
+
+    async def main() -> None:
+        async with RawServer(script, keep=True).running() as server, open_session({}, 5) as session:
+            first = await asyncio.create_task(one(session, server.url))
+            await asyncio.sleep(0)
+            assert first() is None
+            await one(session, server.url)
             assert server.connections == 1
 
     with asyncio.Runner(loop_factory=loop) as runner:

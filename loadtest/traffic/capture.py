@@ -26,7 +26,7 @@ import contextlib
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 
 import aiohttp
@@ -118,7 +118,7 @@ class Dechunker:
 class Reads:
     """The reads of one response: (stamp in ns, payload), in order."""
 
-    __slots__ = ("_alive_ns", "_error", "_over", "_waiter", "head_ns", "kept", "limit", "now_ns", "room")
+    __slots__ = ("__weakref__", "_alive_ns", "_error", "_over", "_waiter", "head_ns", "kept", "limit", "now_ns", "room")
 
     def __init__(self, limit: int, now_ns: Callable[[], int]) -> None:
         """At most `limit` bytes are kept."""
@@ -323,7 +323,8 @@ def _is_chunked_sse(head: bytes) -> bool:
     return codings == [b"chunked"] and not others and len(types) == 1 and types[0].startswith(b"text/event-stream")
 
 
-_READS: ContextVar[Reads | None] = ContextVar("reads", default=None)
+# A list of one, emptied when the head has come: a new connection keeps a copy of the context for as long as it lives.
+_READS: ContextVar[Sequence[Reads]] = ContextVar("reads", default=())
 
 
 class StampedRequest(aiohttp.ClientRequest):
@@ -331,9 +332,10 @@ class StampedRequest(aiohttp.ClientRequest):
 
     async def send(self, conn: Connection) -> aiohttp.ClientResponse:
         """Called by aiohttp with the connection, before any byte of the request is written."""
-        reads, transport, protocol = _READS.get(), conn.transport, conn.protocol
-        if reads is not None and transport is not None and protocol is not None:
-            transport.set_protocol(Tap(protocol, transport, reads))
+        transport, protocol = conn.transport, conn.protocol
+        for reads in _READS.get():
+            if transport is not None and protocol is not None:
+                transport.set_protocol(Tap(protocol, transport, reads))
         return await super().send(conn)
 
 
@@ -345,8 +347,10 @@ def request_class() -> type[aiohttp.ClientRequest]:
 @contextlib.contextmanager
 def tapping(reads: Reads) -> Iterator[None]:
     """The requests that this task sends meanwhile are tapped into `reads`."""
-    token = _READS.set(reads)
+    own = [reads]
+    token = _READS.set(own)
     try:
         yield
     finally:
+        own.clear()
         _READS.reset(token)
