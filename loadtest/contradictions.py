@@ -48,6 +48,7 @@ class Op:
     message: str = ""
     gone: int = 0
     answers: tuple[records.ReplicaAck, ...] = ()  # of a fleet, by replica
+    content: str = ""  # of a load that must be refused: the version that its folder was made from
 
 
 def operations(file: File, problems: list[str]) -> list[Op]:
@@ -93,6 +94,7 @@ def _joined(name: str, i: records.Invoke, a: records.Ack, answers: tuple[records
         message=a.message,
         gone=a.gone_ns,
         answers=answers,
+        content=i.content,
     )
 
 

@@ -111,6 +111,7 @@ class Invoke:
     by: Literal["setup", "scenario", "operator", "rollback"]
     invoked_ns: int
     phase: int = -1
+    content: str = ""  # of a load that must be refused: the version that its folder was made from
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,7 @@ class Builder:
                 outcome=outcome,
                 status=int(more.get("status", 200 if outcome == "ok" else 0)),
                 gone=ns(more["gone"]) if "gone" in more else 0,
+                content=more.get("of", ""),
             )
         )
 

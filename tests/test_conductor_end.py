@@ -8,12 +8,14 @@ import itertools
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import numpy as np
 from peft_maker import make
 from test_conductor_play import PHASES, Said, Server, build, of, whole_run
 
 from loadtest import records
 from loadtest.adapters.checks import refusals
 from loadtest.adapters.peft import content_hash
+from loadtest.adapters.tensors import read_stored
 from loadtest.chaos.conductor import Conductor, VersionFile
 from loadtest.errors import UsageError
 from loadtest.plan import PhasePlan, SwapPlan
@@ -210,7 +212,7 @@ def test_every_adapter_is_rolled_back_though_one_refuses(tmp_path: Path) -> None
     assert undos == [("a", "planned"), ("b", "planned"), ("a", "failed"), ("b", "played"), ("a", "played")]
 
 
-def test_bad_folders_are_made_of_the_version_that_serves_and_each_would_be_refused(tmp_path: Path) -> None:
+def test_bad_folders_are_made_of_a_version_that_does_not_serve_and_each_would_be_refused(tmp_path: Path) -> None:
     base = ensure_base(tmp_path / "cache")
     good = [make(base, tmp_path / f"v{k}", seed=k) for k in range(2)]
     hows = ("missing", "corrupt", "rank-too-high")
@@ -231,3 +233,7 @@ def test_bad_folders_are_made_of_the_version_that_serves_and_each_would_be_refus
     assert "rank" in reasons[0]
     assert refusals(Path(high.path), max_rank=128, base=base) == []
     assert [i.version for i in (missing, corrupt, high)] == [f"bad:{how}" for how in hows]
+    assert {i.content for i in (missing, corrupt, high)} == {"v0"}, "v1 serves"
+    assert {i.content for i in (setup, real, rollback)} == {""}
+    made, served = (read_stored(Path(p) / "adapter_model.safetensors") for p in (high.path, good[0]))
+    assert all(np.array_equal(made[name][tuple(map(slice, t.shape))], t) for name, t in served.items())

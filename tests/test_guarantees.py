@@ -78,6 +78,14 @@ FAULTS = {
         TWO + "load a v2 20 30 fail\nstream a 22: v2*3",
         {"valid": {"aborted": 1}},
     ),
+    "a refused load under a label of its own takes effect": (
+        TWO + "declare a v2\nload a bad:rank-too-high 20 21 fail bad of=v2\nstream a 25: v2*3",
+        {"valid": {"aborted": 1}},
+    ),
+    "and is in service before its version is ever loaded": (
+        TWO + "load a bad:rank-too-high 20 21 fail bad of=v2\nstream a 25: v2*3\nload a v2 40 41 ok",
+        {"valid": {"aborted": 1}},
+    ),
     "content that this run never loads": (TWO + "declare a v9\nstream a 15: v9*3", {"valid": {"alien": 1}}),
     "one token of a neighbour": (TWO + "stream a 15: v1*20 b/v0 v1*20", {"valid": {"leak": 1}}),
     "a neighbour's content that this run never loads": (

@@ -42,6 +42,8 @@ class Run(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.session = self.runner.run(self._open())
         self.journal = Journal(work / "run", records.Run(1, "r", "e0", "local", "boot", 1, 0, 1, 1, "0"))
+        for v in self.forged:
+            self.journal.emit(records.Version("a", v.version, v.sha, str(v.path), v.markers))
         self.client = StreamClient(
             self.session, self.url, self.journal, options=Options(limits=Limits(20.0, 10.0, 5.0))
         )
@@ -115,7 +117,13 @@ class Run(RuleBasedStateMachine):
     @rule()
     def kill(self) -> None:
         self.server.kill()
+        self.runner.run(self._notice())
         self.up = False
+
+    async def _notice(self) -> None:
+        """Lets the loop read that idle connections were closed, as it would at once if it ran all the time."""
+        for _ in range(3):
+            await asyncio.sleep(0)
 
     @precondition(lambda self: not self.up)
     @rule()

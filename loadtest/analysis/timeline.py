@@ -71,10 +71,12 @@ def timeline(history: History, epsilon: int = 0) -> Timeline:
     contents = _contents(history)
     code = {label: i for i, label in enumerate(contents.labels)}
     rows = [(code[op.adapter, op.version], *_interval(op), op) for op in history.ops if op.mode != "unload"]
+    # A bad load that was refused is a refused load of the version inside it too: what it must not put in service.
+    inside = [(code[op.adapter, op.content], *_interval(op), op) for op in history.ops if _refused(op, code)]
     preloaded = [(code[label], -NEVER, -NEVER + 1, OK, None) for label in _preloaded(history)]
     # `another version` may be any, loaded at any time: it constrains no order, but it is not the version before it.
     wild = [(i, -NEVER, NEVER, INFO, None) for (_, label), i in code.items() if label == ANOTHER]
-    loads = sorted([*preloaded, *rows, *wild], key=lambda r: (r[0], r[1], r[4].name if r[4] else ""))
+    loads = sorted([*preloaded, *rows, *inside, *wild], key=lambda r: (r[0], r[1], r[4].name if r[4] else ""))
     content = np.array([r[0] for r in loads], np.int32)
     adapter = contents.adapter[content] if len(loads) else np.empty(0, np.int32)
     start, end = (np.array([r[i] for r in loads], np.int64) for i in (1, 2))
@@ -89,6 +91,11 @@ def timeline(history: History, epsilon: int = 0) -> Timeline:
         unknown[contents.adapters.index(name)] = -NEVER
     ops = tuple(r[4] for r in loads)
     return Timeline(contents, ops, content, adapter, start, end, outcome, wide, unknown, _ours_from(history, contents))
+
+
+def _refused(op: Op, code: dict[Source, int]) -> bool:
+    """Whether the operation is a refused load of a declared version under another label."""
+    return (op.adapter, op.content) in code and _interval(op)[2] == FAIL
 
 
 def _ours_from(history: History, contents: Contents) -> I64:

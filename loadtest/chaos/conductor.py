@@ -225,12 +225,15 @@ class Conductor:
     def _next(self, adapter: _Adapter) -> VersionFile:
         if adapter.next >= len(adapter.versions) and not self._script.cycle:
             raise UsageError(f"{adapter.name} has no version left to swap to", remedy="give it more versions")
+        index = self._following(adapter)
+        adapter.next = index + 1
+        return adapter.versions[index % len(adapter.versions)]
+
+    def _following(self, adapter: _Adapter) -> int:
+        """Index of the version whose turn it is. One that an operator loaded out of turn would be no swap at all."""
         count = len(adapter.versions)
-        if adapter.versions[adapter.next % count].version == adapter.current.version and count > 1:
-            adapter.next += 1  # an operator has loaded it out of turn; again it would be no swap at all
-        version = adapter.versions[adapter.next % count]
-        adapter.next += 1
-        return version
+        served = adapter.versions[adapter.next % count].version == adapter.current.version
+        return adapter.next + (served and count > 1)
 
     async def hotfix(self, adapter: str, version: str | None = None) -> None:
         """One swap by an operator: the next version, or the one named. Raises UsageError for an unknown name."""
@@ -255,10 +258,14 @@ class Conductor:
             adapter.current = version
 
     async def _bad(self, adapter: _Adapter, phase: PhasePlan, how: str) -> None:
-        source, rank = Path(adapter.current.path), self._script.max_rank
+        # Another content than the one that is served: were it to take effect all the same, streams would show it.
+        made_of, rank = adapter.versions[self._following(adapter) % len(adapter.versions)], self._script.max_rank
+        source, label = Path(made_of.path), records.BAD + how
         path = await self._folder(adapter, how, lambda p: actions.bad(how, source, p, rank))
         self._owe(adapter)
-        invoke = records.Invoke(0, adapter.name, "inplace", records.BAD + how, path, "bad", "scenario", 0, phase.index)
+        invoke = records.Invoke(
+            0, adapter.name, "inplace", label, path, "bad", "scenario", 0, phase.index, made_of.version
+        )
         await self._operate(invoke)
 
     async def _folder(self, adapter: _Adapter, label: str, make: Callable[[Path], None]) -> str:
