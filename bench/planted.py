@@ -74,7 +74,7 @@ FAULTS: dict[str, Row] = {
     "1 in 100 tokens is a neighbour's": Row({"fault": "leak", "p": 0.01}, "valid:leak", (LEAKED,)),
     "1 in 1,000 tokens is a neighbour's": Row({"fault": "leak", "p": 0.001}, "valid:leak", (LEAKED,), by="-"),
     "base answers as an adapter": Row({"fault": "fallback", "p": 0.1}, "valid:fallback"),
-    "an adapter answers as base": Row({"fault": "base_leak", "p": 0.1}, "valid:leak", (LEAKED,)),
+    "an adapter answers as base": Row({"fault": "base_leak", "p": 0.1}, "valid:leak", (LEAKED,), by="every"),
     "a token dropped": Row({"fault": "drop_token", "p": 0.01}, "complete:truncated"),
     "a token duplicated": Row({"fault": "dup_token", "p": 0.01}, "complete:duplicated"),
     "a token reordered across a tear": Row({"fault": "reorder"}, "ordered:flip", (TORN,), by="-", swap="switch"),
@@ -89,6 +89,8 @@ FAULTS: dict[str, Row] = {
     "prefix blocks shared between versions, adapters without markers": Row(
         {"fault": "shared_prefix"}, "valid:alien", (TORN,), by="-", **_OWN
     ),
+    # To scores a token that is out of place is one that the version did not choose: after the first hotfix they call it
+    # a tear, which it is not.
     "a token reordered, adapters without markers": Row(
         {"fault": "reorder", "p": 0.01, "adapter": "tenant-a"}, "valid:alien", (TORN,), by="-", **_OWN
     ),
@@ -124,7 +126,7 @@ def planted(row: Row, seed: int, share: float) -> dict[str, Any]:
     if share < 1 and row.by == "p":
         plant["p"] = share * row.plant.get("p", 1.0)
     if share < 1 and row.by == "every":
-        plant["every"] = round(1 / share)
+        plant["every"] = round(1 / (share * plant.pop("p", 1.0)))
     return plant
 
 
