@@ -256,6 +256,24 @@ def test_replicas_must_answer_alike() -> None:
     assert (split.ok, split.value) == (False, 1)
 
 
+@pytest.mark.parametrize(
+    ("streams", "idle"),
+    [
+        ("stream a 5: v0@15\nstream a 6: v0@15 | replica=1", 0),
+        ("stream a 5: v0@15\nstream a 30: v1 | replica=1", 1),  # after the swap only
+        ("stream a 5: v0@15\nstream b 6: v0@15 | replica=1", 1),  # of an adapter that is not swapped
+        ("stream a 5: v0@15\nstream a 6: v0@15 | replica=1 text", 1),
+    ],
+)
+def test_every_replica_must_be_looked_at_during_a_swap(streams: str, idle: int) -> None:
+    h = history(LOADS + "load a v1 10 20 ok\n" + streams)
+    assert gate_of(h, "replicas_met") is None
+    answers = (ReplicaAck(2, 0, "ok", ns(15)), ReplicaAck(2, 1, "ok", ns(20)))
+    found = gate_of(replace(h, ops=(*h.ops[:2], replace(h.ops[2], answers=answers))), "replicas_met")
+    assert found is not None
+    assert (found.ok, found.value) == (not idle, idle)
+
+
 def test_a_bad_load_must_be_refused_by_everybody() -> None:
     assert gate_of(history(LOADS + "load a v1 10 20 ok"), "bad_refused") is None
     refused = "load a bad:x 10 20 fail bad\nload a bad:y 30 - info bad\nload a v1 50 60 ok\n"

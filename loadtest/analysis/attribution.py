@@ -137,8 +137,13 @@ def _choices(contents: Contents, found: list[int]) -> I32:
 
 
 def _twofold(history: History, code: I32) -> str:
-    """Tokens whose adapter has two contents with their marker: what they break cannot be seen."""
-    at = np.flatnonzero((code == UNKNOWN) & (history.ids >= 0))
+    """Tokens whose adapter has two different contents with their marker: what they break cannot be seen."""
+    shas = dict[tuple[str, int], set[str]]()
+    for v in history.versions:
+        for token in v.markers:
+            shas.setdefault((v.adapter, token), set()).add(v.sha)
+    twice = sorted({token for (_, token), found in shas.items() if len(found) > 1})
+    at = np.flatnonzero((code == UNKNOWN) & np.isin(history.ids, twice)) if twice else np.empty(0, np.int64)
     count = int((~history.streams.text_only[_stream_of(history, at)]).sum()) if len(at) else 0
     return f"{count} tokens carry the marker of two versions of their adapter" if count else ""
 

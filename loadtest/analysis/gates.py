@@ -16,7 +16,7 @@ from loadtest.analysis.stats import binomial_tail
 from loadtest.analysis.timeline import clock_domains
 from loadtest.analysis.trust import trust
 from loadtest.analysis.versions import floors
-from loadtest.history import OK
+from loadtest.history import OK, Bool
 
 ATTRIBUTABLE = 0.5
 NOISE_LIMIT = 2 * DRIFT  # a share that drift at the rate of DRIFT does not reach by chance in a run worth judging
@@ -56,15 +56,25 @@ def _coverage(case: Case, book: Ledger, min_swaps: int) -> Iterator[Gate]:
     yield from _scored(case)
     yield from _bystanders(case)
     yield _noise(case)
-    if any(op.answers for op in case.history.ops):
-        split = sum(len({a.outcome for a in op.answers}) > 1 for op in case.history.ops)
-        words = f"{split} operations were answered differently by the replicas; what the fleet serves then is unknown"
-        yield Gate("replicas_agree", split == 0, split, 0, words)
+    yield from _replicas(case, met & case.attribution.judged)
     bad = np.array([a == "bad" for a in case.swaps.arms], bool)
     if bad.any():
         taken = int((bad & (case.swaps.outcome == OK)).sum())
         words = f"{taken} of {int(bad.sum())} loads that must be refused were accepted; what they serve is unknown"
         yield Gate("bad_refused", taken == 0, taken, 0, words)
+
+
+def _replicas(case: Case, told: Bool) -> Iterator[Gate]:
+    """A fleet's: all of it took what one took, and all of it was looked at. `told`: exposed attributable streams."""
+    answered = {a.replica for op in case.history.ops for a in op.answers}
+    if not answered:
+        return
+    split = sum(len({a.outcome for a in op.answers}) > 1 for op in case.history.ops)
+    words = f"{split} operations were answered differently by the replicas; what the fleet serves then is unknown"
+    yield Gate("replicas_agree", split == 0, split, 0, words)
+    idle = sorted(answered - set(case.history.streams.replica[told].tolist()))
+    words = f"replicas without an attributable stream during a swap: {', '.join(map(str, idle)) or 'none'}"
+    yield Gate("replicas_met", not idle, len(idle), 0, words)
 
 
 def _scored(case: Case) -> Iterator[Gate]:
