@@ -4,8 +4,8 @@
 
 Nothing is pinned: server, Locust and engines share all cores. For each N: tokens in the merged history per second of
 the window, CPU of all processes per event, lag. Linear is N times the tokens of one process at the same CPU per event.
-Rounds take turns, so that a ratio compares neighbours in time. N processes of the C floor client say what an event costs more
-because the machine is fuller: its cores share caches and, often, execution units.
+Rounds take turns, so that a ratio compares neighbours in time. N processes of the C floor client say what an event
+costs more because the machine is fuller: its cores share caches and, often, execution units.
 """
 
 from __future__ import annotations
