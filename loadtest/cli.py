@@ -124,12 +124,12 @@ def serve(**options: Any) -> int:
 
 
 @cli.command()
-@click.option("--streams", default="100,500,1000", show_default=True, help="Numbers of streams, comma-separated.")
+@click.option("--streams", metavar="N,N", help="Numbers of streams.  [default: 100,500,1000]")
 @click.option("--seconds", default=8.0, show_default=True, type=click.FloatRange(2), help="Of each number.")
 @click.option("--url", metavar="URL", default="", help="A firehose of your own (bench/firehose.c).")
 @click.option("--run", "folder", type=FOLDER, help="As many streams as this run had, at its pace; kept in its folder.")
 @as_json()
-def calibrate(streams: str, seconds: float, url: str, folder: Path | None, as_json: bool) -> int:
+def calibrate(streams: str | None, seconds: float, url: str, folder: Path | None, as_json: bool) -> int:
     """Measure how late this machine's engine is.
 
     Streams from a server whose tokens say when they were emitted: lag, CPU per token, and how many streams one engine
@@ -138,9 +138,12 @@ def calibrate(streams: str, seconds: float, url: str, folder: Path | None, as_js
     from loadtest.tools import calibrate as tool
 
     if folder is not None:
+        if streams or url:
+            name = "--streams" if streams else "--url"
+            raise errors.UsageError(f"{name} and --run exclude each other", remedy="the run says how many streams")
         return show(tool.of_run(folder, seconds, progress), as_json)
     try:
-        counts = tuple(int(n) for n in streams.split(","))
+        counts = tuple(int(n) for n in (streams or "100,500,1000").split(","))
     except ValueError:
         raise errors.UsageError(f"--streams must be whole numbers, got {streams!r}", remedy="e.g. 100,1000") from None
     return show(tool.run(tool.Options(counts, seconds, url), progress), as_json)

@@ -73,6 +73,8 @@ def test_a_server_that_is_no_firehose_is_named() -> None:
 
 def test_wrong_numbers_of_streams_are_usage_errors() -> None:
     assert main(["calibrate", "--streams", "ten"]) == 64
+    assert main(["calibrate", "--streams", "10", "--run", "."]) == 64
+    assert main(["calibrate", "--url", "http://127.0.0.1:9", "--run", "."]) == 64
     assert main(["calibrate", "--streams", "0"]) == 64
 
 
