@@ -6,6 +6,8 @@
 
     sse      any bytes in any pieces: events as the WHATWG standard has them (tests/eventsource.py)
     chunks   any bytes in any pieces through the chunked coding: payload as a plain reading of RFC 9112 has it
+    shapes   an answer event by event, some odd: the record that parsing every one of them gives
+    tap      a body as a transport cuts it, through the tap of a connection: the payload
     decode   any answer: a record that holds together, that the journal can write, within the time of its length
     admin    any answer to a load: an outcome of the closed set; `ok` only under 200
     frames   any bytes between host and engine: messages or FrameError
@@ -17,6 +19,7 @@ With atheris installed, `python bench/fuzz.py --atheris NAME` lets coverage guid
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import random
 import resource
@@ -31,15 +34,16 @@ import itertools
 
 import orjson
 from eventsource import leftover, source
-from rawserver import DONE, completion, event, usage
+from rawserver import CHUNKED, DONE, completion, event, usage
 
 from loadtest import records
 from loadtest.errors import LoadtestError
 from loadtest.journal import encode
 from loadtest.records import REASONS_FAIL, REASONS_INFO
 from loadtest.traffic import admin
+from loadtest.traffic import decode as decode_module
 from loadtest.traffic.ask import Ask
-from loadtest.traffic.capture import ChunkError, Dechunker
+from loadtest.traffic.capture import ChunkError, Dechunker, Reads, Tap
 from loadtest.traffic.decode import Exchange, decode
 from loadtest.traffic.ipc import Unframer, frame
 from loadtest.traffic.sse import Event, Parser, SseError
@@ -227,6 +231,80 @@ def fuzz_decode(r: random.Random, data: bytes) -> None:
     orjson.loads(line)
 
 
+def fuzz_shapes(r: random.Random, data: bytes) -> None:
+    """Agreement with a decoder that parses each event, whatever stands between, before and in them."""
+    text = (b"", b" word", b"x" * 40, b" \\n", "\u2028é".encode(), b'"', b'","token_ids":[7', b"\x7f", b"]")
+    spoken = b'{"choices":[{"text":"%s","finish_reason":null,"token_ids":[%s]}]%s}'
+    mute = b'{"choices":[{"token_ids":[%s]}]}'
+    odd = (b"00", b"-1", b"1,2", b"2147483648", b"")
+    between = (event([5], "length"), DONE, b"\n", b": ping\n\n", b"event: error\n", b"data: x\n", b"\r")
+    ends = (b',"usage":null', b',"usage":{"completion_tokens":3}', b',"error":1')
+    reads = []
+    for _ in range(r.randrange(2, 30)):
+        word = r.choice(text[:3] if r.random() < 0.8 else text)
+        number = b"%d" % r.randrange(2**31) if r.random() < 0.9 else r.choice(odd)
+        more = b"" if r.random() < 0.9 else r.choice(ends)
+        json = spoken % (word, number, more) if r.random() < 0.95 else mute % number
+        reads.append(b"data: " + json + (b"\n\n" if r.random() < 0.95 else r.choice(WORDS)))
+        if r.random() < 0.1:
+            reads.append(r.choice((*between, data[:20])))
+        if r.random() < 0.1:
+            reads[-1] = damaged(r, reads[-1])
+    exchange = Exchange(
+        *(Ask(1, "a", [1], 8), 50, 60, 1000, 200, "text/event-stream"),
+        [(100 + i, read) for i, read in enumerate(reads)],
+        r.choice(ENDINGS),
+    )
+    found, tries = decode(exchange, REDACT), decode_module.TRIES
+    decode_module.TRIES = 0
+    try:
+        assert found == decode(exchange, REDACT)
+    finally:
+        decode_module.TRIES = tries
+
+
+class _Sink(asyncio.Protocol):
+    """What aiohttp would get, and a transport that is closing."""
+
+    def __init__(self) -> None:
+        self.got = b""
+        self.broken = False
+
+    def data_received(self, data: bytes) -> None:
+        """From the tap."""
+        self.got += data
+
+    def abort(self) -> None:
+        """As a transport's."""
+        self.broken = True
+
+    def is_closing(self) -> bool:
+        """As a transport's."""
+        return True
+
+
+def fuzz_tap(r: random.Random, data: bytes) -> None:
+    """Agreement with a reader that has the whole body before it, and the stamps in order."""
+    size = r.randrange(1, 40)
+    parts = [data[at : at + size] for at in range(0, len(data), size)] * r.randrange(1, 4)
+    chunks = [b"%x\r\n%s\r\n" % (len(p), p) for p in parts]
+    if r.random() < 0.3:
+        chunks = [damaged(r, c) if r.random() < 0.1 else c for c in chunks]
+    cut = chunks if r.random() < 0.7 else pieces(r, b"".join(chunks))
+    sink, clock = _Sink(), itertools.count(1)
+    reads = Reads(1 << 20, lambda: next(clock))
+    tap = Tap(sink, sink, reads)  # type: ignore[arg-type]
+    tap.data_received(CHUNKED)
+    for piece in [*cut, b"0\r\n\r\n"]:
+        tap.data_received(piece)
+    expected = plain(b"".join(cut) + b"0\r\n\r\n")
+    assert sink.broken == (expected is None)
+    got = b"".join(d for _, d in reads.kept)
+    assert expected is None or got == expected[0]
+    stamps = [t for t, _ in reads.kept]
+    assert stamps == sorted(stamps)
+
+
 def fuzz_admin(r: random.Random, data: bytes) -> None:
     """An outcome of the closed set; what is not understood is `info`."""
     body = damaged(r, r.choice(JSON)) if r.random() < 0.7 else data
@@ -262,8 +340,10 @@ def fuzz_frames(r: random.Random, data: bytes) -> None:
 
 TARGETS: dict[str, tuple[Callable[[random.Random, bytes], None], float]] = {
     "sse": (fuzz_sse, 0.4),
-    "decode": (fuzz_decode, 0.3),
-    "chunks": (fuzz_chunks, 0.15),
+    "decode": (fuzz_decode, 0.15),
+    "shapes": (fuzz_shapes, 0.15),
+    "chunks": (fuzz_chunks, 0.1),
+    "tap": (fuzz_tap, 0.05),
     "admin": (fuzz_admin, 0.1),
     "frames": (fuzz_frames, 0.05),
 }
