@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from rawserver import CHUNKED, CLOSED, DONE, LAST_CHUNK, SSE_HEAD, Call, RawServer, completion, event, usage
 
-from loadtest.records import Record, Send, Stream
+from loadtest.records import Event, Record, Send, Stream
 from loadtest.traffic.ask import Ask
 from loadtest.traffic.capture import Dechunker, Reads, Tap
 from loadtest.traffic.client import Limits, Options, StreamClient, open_session
@@ -266,6 +266,51 @@ def test_refused() -> None:
         assert (record.outcome, record.reason) == ("fail", "refused")
 
     play(close, nobody)
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_close_between_two_requests_is_not_held_against_the_server(how: str) -> None:
+    served: dict[asyncio.StreamWriter, int] = {}
+
+    async def once(call: Call) -> None:
+        """Answers the first request of a connection and ends it at the second, as a server that closed it meanwhile."""
+        served[call.writer] = served.get(call.writer, 0) + 1
+        if served[call.writer] == 1:
+            await call.send(CHUNKED)
+            await call.chunk(completion(IDS))
+            await call.send(LAST_CHUNK)
+        elif how == "reset":
+            call.reset()
+        else:
+            call.writer.close()
+
+    async def two(client: StreamClient, memory: Memory, server: RawServer) -> None:
+        found = [await client.stream(ask(1)), await client.stream(ask(2))]
+        assert [(r.outcome, r.reason, r.tokens) for r in found] == [("ok", "", 4)] * 2, found[1].detail
+
+    memory = play(once, two, keep=True)
+    assert sorted(served.values()) == [1, 2]
+    assert [r.what for r in memory.records if isinstance(r, Event)] == ["resent"]
+
+
+def test_a_request_that_is_answered_by_a_close_on_a_connection_of_its_own_is_refused() -> None:
+    """Also after one that was sent again: the second connection is new."""
+    served: dict[asyncio.StreamWriter, int] = {}
+
+    async def first_only(call: Call) -> None:
+        served[call.writer] = served.get(call.writer, 0) + 1
+        if len(served) > 1 or served[call.writer] > 1:
+            call.reset()
+            return
+        await call.send(CHUNKED)
+        await call.chunk(completion(IDS))
+        await call.send(LAST_CHUNK)
+
+    async def two(client: StreamClient, memory: Memory, server: RawServer) -> None:
+        assert (await client.stream(ask(1))).outcome == "ok"
+        assert (await client.stream(ask(2))).reason == "refused"
+
+    play(first_only, two, keep=True)
 
 
 def test_rejected_and_redirected() -> None:

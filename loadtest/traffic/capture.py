@@ -25,6 +25,7 @@ import asyncio
 import contextlib
 import os
 import re
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -118,12 +119,25 @@ class Dechunker:
 class Reads:
     """The reads of one response: (stamp in ns, payload), in order."""
 
-    __slots__ = ("__weakref__", "_alive_ns", "_error", "_over", "_waiter", "head_ns", "kept", "limit", "now_ns", "room")
+    __slots__ = (
+        "__weakref__",
+        "_alive_ns",
+        "_error",
+        "_over",
+        "_waiter",
+        "head_ns",
+        "kept",
+        "limit",
+        "now_ns",
+        "reused",
+        "room",
+    )
 
     def __init__(self, limit: int, now_ns: Callable[[], int]) -> None:
         """At most `limit` bytes are kept."""
         self.kept: list[tuple[int, bytes]] = []
         self.head_ns = 0  # 0: no tap has seen a head
+        self.reused = False  # the connection had served before, and not a byte has come on it since
         self.now_ns = now_ns
         self.limit = limit
         self.room = limit  # bytes that may still be kept
@@ -227,6 +241,7 @@ class Tap(asyncio.Protocol):
 
     def _in_head(self, data: bytes) -> None:
         stamp = self._reads.now_ns()
+        self._reads.reused = False
         self._head += data
         while (end := self._head.find(b"\r\n\r\n") + 4) >= 4 and self._head[8:10] == b" 1":
             self._interim += 1  # the head proper follows
@@ -327,6 +342,9 @@ def _is_chunked_sse(head: bytes) -> bool:
 _READS: ContextVar[Sequence[Reads]] = ContextVar("reads", default=())
 
 
+_SERVED = weakref.WeakSet[asyncio.BaseProtocol]()  # of connections that have carried a request
+
+
 class StampedRequest(aiohttp.ClientRequest):
     """A request whose response is tapped when `tapping` is in force; the session's `request_class`."""
 
@@ -335,6 +353,8 @@ class StampedRequest(aiohttp.ClientRequest):
         transport, protocol = conn.transport, conn.protocol
         for reads in _READS.get():
             if transport is not None and protocol is not None:
+                reads.reused = protocol in _SERVED
+                _SERVED.add(protocol)
                 transport.set_protocol(Tap(protocol, transport, reads))
         return await super().send(conn)
 

@@ -8,6 +8,8 @@ Rules
    the connection closed, so that the server sees its client leave.
 5. A shortage on our side (no file descriptors, no ports) is `info`: the server did nothing.
 6. No answer takes more memory than what was asked for can need, and never more than `Limits.kept_bytes`.
+7. A server may close a connection between two requests whenever it likes. A request that met such a close on a
+   connection that had served before, without a byte of an answer, is sent again, and an event `resent` says so.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Protocol
 
 import aiohttp
 
-from loadtest.records import Record, Send, Stream
+from loadtest.records import Event, Record, Send, Stream
 from loadtest.traffic.ask import Ask as Ask
 from loadtest.traffic.capture import ChunkError, Reads, TooLarge, request_class, tapping
 from loadtest.traffic.decode import Decoded, Ending, Exchange, decode, decoding
@@ -221,8 +223,7 @@ class StreamClient:
 
     async def _exchange(self, url: str, body: bytes, reads: Reads, state: _State) -> None:
         try:
-            with tapping(reads):
-                response = await self._session.post(url, data=body, headers=_JSON, allow_redirects=False)
+            response = await self._answer(url, body, reads)
         except aiohttp.ClientError:
             if reads.error is not None:  # why the tap ended the connection
                 raise reads.error from None
@@ -239,6 +240,19 @@ class StreamClient:
             response.close()  # the connection is not to be used again, and the server shall see it end
             raise
         response.release()
+
+    async def _answer(self, url: str, body: bytes, reads: Reads) -> aiohttp.ClientResponse:
+        """Rule 7. Ends: each turn uses up a connection that had served before."""
+        while True:
+            try:
+                with tapping(reads):
+                    return await self._session.post(url, data=body, headers=_JSON, allow_redirects=False)
+            except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, aiohttp.ClientConnectionResetError) as e:
+                if not reads.reused:
+                    raise
+                reads.reused = False
+                words = f"sent again, for a connection that had served before was closed without a byte: {e}"
+                self._journal.emit(Event(self._now_ns(), "resent", self._options.redact(words, 300)))
 
 
 def open_session(headers: Mapping[str, str], connect_s: float) -> aiohttp.ClientSession:
