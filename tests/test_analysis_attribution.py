@@ -9,7 +9,7 @@ import pytest
 from minihistory import FIRST_MARKER, history
 
 from loadtest.analysis.attribution import PLAIN, UNKNOWN, Attribution, attribute, token_codes
-from loadtest.analysis.noise import LONE, SUPPORT, Noise
+from loadtest.analysis.noise import FEW, LONE, SUPPORT, Noise
 from loadtest.analysis.timeline import lookup, timeline
 from loadtest.analysis.verdict import Require, judge
 from loadtest.history import History
@@ -129,6 +129,43 @@ def test_strays_are_weighed_against_plain_tokens(streams: int, odd: int, plain: 
     assert ((0, 2, 1) in runs(found)) == (believed != "none" and odd > 0)
 
 
+SERVED = "load a v2 20 21 ok\nload b v1 30 31 ok\n"  # v0 is superseded from 12 ms on, v1 from 21 ms, b's v0 from 31 ms
+
+
+@pytest.mark.parametrize(
+    ("sent", "what", "believed"),
+    [
+        (15, "b/v0", True),
+        (35, "b/v1", True),
+        (35, "b/v0", False),  # b served v1 by then
+        (15, "v0", False),
+        (12, "v0", True),  # sent as v1 was acked
+        (15, "v2", True),  # read at 26 ms, as it was served
+        (15, "v3", False),  # loaded at 900 ms
+        (905, "v3", True),
+    ],
+)
+def test_one_stray_alone_is_evidence_where_its_version_was_in_service(sent: int, what: str, believed: bool) -> None:
+    text = SERVED + "load a v3 900 901 ok\ndeclare b v1\n" + f"stream a {sent}: v1*10 {what} v1*{FEW}"
+    found = attributed(text)
+    assert (found.noise.believed, found.noise.unexplained) == (("all", False) if believed else ("served", True))
+    assert (len(runs(found)) == 3) == believed
+
+
+def test_strays_in_service_do_not_make_another_one_evidence() -> None:
+    edges = "\n".join(f"stream a {10 + i / 4}: v0*9 v1" for i in range(8))  # an engine that switches at the swap
+    alone, both = (attributed(f"{edges}\nstream a 40: v1 v0 v1*9{more}") for more in ("", " v0"))
+    assert [(f.noise.believed, f.noise.strays) for f in (alone, both)] == [("served", 9), ("all", 10)]
+    assert [len(runs(f)) for f in (alone, both)] == [17, 20]
+    assert (alone.noise.unexplained, both.noise.unexplained) == (True, False)
+
+
+def test_one_stray_in_a_run_of_few_tokens_or_two_of_them_need_not_be_in_service() -> None:
+    few, more = (f"{SERVED}stream a 35: v2*{n} b/v0 v2*4" for n in (FEW - 5, FEW - 4))
+    assert [attributed(text).noise.believed for text in (few, more)] == ["all", "served"]
+    assert attributed(f"{more} v0 v2*4").noise.believed == "all"
+
+
 def test_strays_of_the_streams_own_adapter_are_never_believed_under_drift() -> None:
     found = strays(60, 30, what="v0", plain=1)
     assert (found.noise.believed, {content for _, content, _ in runs(found)}) == ("none", {1})
@@ -143,8 +180,9 @@ def test_strays_of_the_streams_own_adapter_are_never_believed_under_drift() -> N
 def test_strays_that_chance_does_not_explain_are_said_to_be_there(
     strays: int, plain: int, share: float, unexplained: bool
 ) -> None:
-    assert Noise(9999, plain, strays, share, "none").unexplained == unexplained
-    assert not Noise(9999, plain, strays, share, "all").unexplained
+    assert Noise(LONE + 1, plain, strays, share, "none").unexplained == unexplained
+    assert Noise(9999, plain, strays, share, "served").unexplained
+    assert not Noise(LONE, plain, strays, share, "all").unexplained
 
 
 @pytest.mark.parametrize(("leaks", "plain", "unexplained"), [(0, 0, False), (1, 0, True), (1, 1, False)])
@@ -168,6 +206,13 @@ def test_the_share_of_markers_is_taken_of_the_largest_id_seen() -> None:
 def test_the_main_run_of_a_stream_is_no_stray() -> None:
     found = attributed("stream a 15: v1\nstream a 16: v1*2 v0*2\nstream a 17: v0 v1*2")
     assert found.noise.strays == 3  # v0*2 after v1*2, and v0 before v1*2
+
+
+def test_one_odd_token_that_parts_a_short_stream_is_one_stray() -> None:
+    short = [f"stream a {15 + i}: v1*2 {'b/v0' if i == 7 else 'v1'} v1*2" for i in range(LONE // 5 + 1)]
+    found = attributed("\n".join(short))
+    assert (found.noise.strays, found.noise.believed, len(runs(found))) == (1, "none", len(short))
+    assert attributed("\n".join(short[:-1])).noise.believed == "all"  # b's v0 was in service
 
 
 @pytest.mark.parametrize(

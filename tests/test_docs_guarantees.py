@@ -9,7 +9,7 @@ import pytest
 from minihistory import history
 
 from loadtest.analysis.guarantees import GUARANTEES, LEVELS
-from loadtest.analysis.noise import ALPHA, LONE, SUPPORT
+from loadtest.analysis.noise import ALPHA, FEW, LONE, SUPPORT
 from loadtest.analysis.verdict import Require, judge
 
 TEXT = (Path(__file__).parent.parent / "docs" / "guarantees.md").read_text()
@@ -43,4 +43,5 @@ def test_every_guarantee_and_level_is_defined() -> None:
 
 
 def test_the_figures_of_noise_are_those_of_the_code() -> None:
+    assert f"up to {FEW} tokens" in TEXT
     assert (f"up to {LONE:,} tokens" in TEXT, f"under {ALPHA:g}." in TEXT, SUPPORT) == (True, True, 3)

@@ -29,9 +29,9 @@ import numpy.typing as npt
 from loadtest.analysis.margins import PLAIN as PLAIN
 from loadtest.analysis.margins import UNKNOWN as UNKNOWN
 from loadtest.analysis.margins import told
-from loadtest.analysis.noise import DRIFT, SUPPORT, Noise, stray, weigh
+from loadtest.analysis.noise import DRIFT, SUPPORT, Noise, main, stray, weigh
 from loadtest.analysis.stats import binomial_tail
-from loadtest.analysis.timeline import BASE, NEVER, Contents, Lookup, Timeline
+from loadtest.analysis.timeline import BASE, NEVER, Contents, Lookup, Timeline, floor
 from loadtest.history import I32, I64, INFO, Bool, History, blocks
 from loadtest.records import BAD
 
@@ -168,7 +168,7 @@ def attribute(history: History, look: Lookup) -> Attribution:
     exact = mine.pick(scored.streams[mine.stream])  # their noise was weighed token by token
     mine = mine.pick(~scored.streams[mine.stream])
     noise, dropped = _noise(history, look, mine, plain, fallback)
-    silent = mine.pick(dropped & ~stray(mine.stream, mine.count))
+    silent = mine.pick(dropped & main(mine.stream, mine.count))
     rest = _concatenate(_denoise(mine, dropped), exact)
     runs = _sorted(_concatenate(rest, leaks))
     own = contents.adapter[runs.content] == owner[runs.stream]
@@ -199,15 +199,31 @@ def _noise(history: History, look: Lookup, runs: Runs, plain: I64, fallback: Run
     based = np.zeros(len(history.streams), bool)
     based[fallback.stream] = True
     short, inside = runs.count < SUPPORT, based[runs.stream]
-    odd = stray(runs.stream, runs.count) & ~inside
+    odd = stray(runs.stream, runs.content, runs.count) & ~inside
     count = int(runs.count[~inside].sum()) + int(plain.sum())
     own = look.line.contents.adapter[runs.content] == adapter_codes(history, look.line.contents)[runs.stream]
     strays = (int(runs.count[odd & own].sum()), int(runs.count[odd & ~own].sum()))
-    noise = weigh(history, count, int(plain.sum()), strays)
+    served = np.zeros(len(runs), bool)
+    served[odd] = _in_service(history, look, runs.pick(odd))
+    noise = weigh(history, count, int(plain.sum()), strays, int(runs.count[served].sum()))
     dropped = short & inside
-    if noise.believed != "all":
+    if noise.believed == "served":
+        dropped |= odd & ~served
+    elif noise.believed != "all":
         dropped |= (short if noise.plain else odd) & (own | (noise.believed == "none"))
     return noise, dropped
+
+
+def _in_service(history: History, look: Lookup, runs: Runs) -> Bool:
+    """[R] the content was invoked by the time that the run began, and not superseded when its stream was sent."""
+    line, sent = look.line, history.streams.sent[runs.stream]
+    end = look.latest(runs.content, runs.begin)
+    needed = np.full(len(runs), -NEVER, np.int64)
+    adapter = line.contents.adapter[runs.content]
+    for a in np.unique(adapter):
+        needed[adapter == a] = floor(line, int(a)).at(sent[adapter == a], line.epsilon)[0]
+    out: Bool = (end > -NEVER) & (end + line.epsilon >= needed)
+    return out
 
 
 def _methods(contents: Contents, scored: dict[str, str]) -> list[str]:
