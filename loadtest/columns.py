@@ -4,7 +4,8 @@ Rules
 1. A line whose fields have the types of `records.Stream` is taken as it is; an absent field that `_NEVER` names has
    its value. Everything else is a named problem, and so is a number that its column cannot hold.
 2. A stream that was sent and never ended is a row too, after the ended ones; a `send` whose stream ended is forgotten.
-3. A line that contradicts itself or another one leaves its stream unfinished: nobody can say how it ended.
+3. A line that contradicts itself or another one leaves its stream unfinished: nobody can say how it ended. So does a
+   `stream` that says of its request what its `send` did not.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ KEYS = tuple(_TYPES)
 _NARROW = ("max_tokens", "status", "chunks", "replica")  # int32 in the table
 _KINDS = tuple(_TYPES.values())
 _ASKED_KINDS = tuple(_ASKED.values())
+_REPEATED = len(_ASKED)  # the first columns of both
 _OUTCOME = KEYS.index("outcome")
 _pick, _pick_asked = itemgetter(*KEYS), itemgetter(*_ASKED)
 _stream_of = itemgetter(0)
@@ -101,6 +103,7 @@ class Rows:
     packed: list[dict[str, Column]] = field(default_factory=list)
     ended: set[int] = field(default_factory=set)
     unusable: list[int] = field(default_factory=list)  # positions among the stream lines
+    changed: list[int] = field(default_factory=list)  # positions of those that repeat their `send` wrongly
     positions: list[int] = field(default_factory=list)  # of `streams`
     index: dict[str, dict[str, int]] = field(default_factory=lambda: {k: {} for k in KEYS if _TYPES[k] is str})
     seen: int = 0  # stream lines
@@ -148,6 +151,8 @@ class Rows:
         at, self.positions = self.positions, []
         if not rows:
             return
+        asked = {s[0]: s for s in self.sends}
+        self.changed += [p for p, r in zip(at, rows, strict=True) if asked.get(r[0], r)[:_REPEATED] != r[:_REPEATED]]
         try:
             columns = self._columns(rows)
         except OverflowError:
@@ -214,6 +219,7 @@ def believed(
         "has a reason that does not belong to its outcome": _mismatched(rows, columns),
         "ended before its last token, or before it was sent": _backwards(columns),
         "names tokens of another stream": _shared(columns),
+        "says of its request what its `send` does not": np.isin(columns["position"], rows.changed),
         "has tokens that were read before those in front of them": _falling(columns, arrivals),
     }
     unsure = np.zeros(len(columns["stream"]), bool)

@@ -7,10 +7,10 @@ Rules
    they, perhaps, where a line in the middle of a file cannot be read. What came before what is then not on record.
 3. A stream that ended twice, whose outcome and reason do not belong together, whose times run backwards, or whose
    tokens another stream names too, is `unfinished` (columns.py).
-4. A file begins once, on one clock, and ends once, with its last line; all files are of one run.
-   One that ended in order says how late its engine was.
-5. A version that was declared with two contents has no markers. Phases that overlap, versions that are not declared and
-   replicas that the run does not have are only named.
+4. A file begins once, on one clock, and ends once, with its last line and after all that it dates; all files are of one
+   run. One that ended in order says how late its engine was.
+5. A version that was declared with two contents has no markers. Phases that overlap, versions that are not declared,
+   replicas that the run does not have and sham swaps to another version than the one in service are only named.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loadtest import records
+from loadtest.columns import LARGE
 from loadtest.lines import File, typed
 
 _TWO = "declared with two contents"
@@ -58,12 +59,12 @@ def operations(file: File, problems: list[str]) -> list[Op]:
     file.blind |= len(invokes) < len(file.of("invoke"))
     times, answers = Counter(i.op for i in invokes), Counter(a.op for a in acks)
     by_op = {a.op: a for a in acks}
-    for op in sorted(set(answers) - set(times)):
-        file.blind = True
-        problems.append(f"{where}: an answer to operation {op}, which no line invokes")
     parts: dict[int, list[records.ReplicaAck]] = {}
     for answer in typed(file, records.ReplicaAck, problems):
         parts.setdefault(answer.op, []).append(answer)
+    for op in sorted({*answers, *parts} - set(times)):
+        file.blind = True
+        problems.append(f"{where}: an answer to operation {op}, which no line invokes")
     out = []
     for i in invokes:
         a = by_op.get(i.op)
@@ -141,12 +142,22 @@ def ends(files: Iterable[File], problems: list[str]) -> tuple[records.End, ...]:
     out: list[records.End] = []
     for f in files:
         found = typed(f, records.End, problems)
+        late = _latest(f) - found[-1].at_ns if found else 0
+        if late > 0:
+            problems.append(f"history-{f.engine}.jsonl: it ended {late / 1e6:.1f} ms before what it goes on to date")
         if len(found) > 1 or (found and not f.closed):
             problems.append(f"history-{f.engine}.jsonl: lines after its end")
         if found and f.rows.seen and "health" not in f.last:
             problems.append(f"history-{f.engine}.jsonl: no `health` line: how late this engine was is unknown")
         out += found[-1:]
     return tuple(out)
+
+
+def _latest(file: File) -> int:
+    """The last time that a line of the file names, its end left out."""
+    others = [row for kind, rows in file.lines.items() if kind != records.End.kind for row in rows]
+    found = (row.get(key) for row in others for key in ("at_ns", "acked_ns", "invoked_ns"))
+    return max(file.latest, *(t for t in found if type(t) is int and abs(t) < LARGE), 0)
 
 
 def phases(edges: Iterable[records.Phase], problems: list[str]) -> None:
@@ -199,3 +210,21 @@ def unknown(
     strays = int(((replica < 0) | (replica >= size)).sum())
     if strays:
         problems.append(f"{strays} streams name a replica that this run does not have")
+    for op in ops:
+        told = Counter(a.replica for a in op.answers)
+        odd = sorted(r for r, times in told.items() if not 0 <= r < size or times > 1)
+        if odd:
+            problems.append(f"operation {op.name}: replica {odd[0]} is not of this run, or answered twice")
+
+
+def shams(ops: Sequence[Op], problems: list[str]) -> None:
+    """Name sham swaps to a version that no load that may have been in service put there. `ops` by `invoked`."""
+    for op in ops:
+        if op.arm != "sham":
+            continue
+        mine = [o for o in ops if o.adapter == op.adapter and o.mode != "unload" and o.outcome != "fail"]
+        known = [o for o in mine if o is not op and o.invoked <= op.invoked]
+        done = [o.invoked for o in known if o.outcome == "ok" and 0 < o.acked < op.invoked]
+        serving = {o.version for o in known if o.outcome != "ok" or not o.acked or o.acked >= max(done, default=0)}
+        if known and op.version not in serving:
+            problems.append(f"sham swap {op.name} of {op.adapter} loads {op.version}, which was not in service")

@@ -144,6 +144,7 @@ def build(files: list[File]) -> History:
     runs = contradictions.headers(files, problems)
     versions = contradictions.versions(gather(records.Version), problems)
     contradictions.unknown(runs, versions, ops, streams.replica, problems)
+    contradictions.shams(ops, problems)
     object.__setattr__(streams, "phase", _phase_of(streams.sent, phases))
     return History(
         runs=runs,

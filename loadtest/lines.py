@@ -29,6 +29,7 @@ class File:
     problems: list[str] = field(default_factory=list)
     blind: bool = False  # operations may be missing
     closed: bool = False  # its last line is its end
+    latest: int = 0  # when the last of its streams ended
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return self.lines.get(kind, [])
@@ -106,6 +107,7 @@ def stream_columns(file: File, arrivals: Column, prompts: int, problems: list[st
     where = f"history-{file.engine}.jsonl"
     columns = file.rows.finish()
     odd = [(p, f"{where}: a stream line lacks a field or has one of a wrong type; ignored") for p in file.rows.unusable]
+    file.latest = int(columns["ended_ns"].max(initial=0))
     columns, doubts = believed(file.rows, columns, arrivals, prompts)
     odd += [(position, f"{where}: stream {number} {words}") for position, number, words in doubts]
     problems += [words for _, words in sorted(odd, key=lambda o: o[0])]

@@ -153,7 +153,7 @@ class Send:
     intended_ns: int  # when it should have left (open loop); = sent_ns in closed loop
     sent_ns: int
     max_tokens: int
-    ignore_eos: bool = True
+    ignore_eos: bool = True  # nothing may end it before max_tokens: false also where it asked for stop strings or ids
     replica: int = 0  # which server of a fleet it goes to, an index into Run.replicas
 
 

@@ -519,3 +519,18 @@ def test_the_usual_reads_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_places_that_do_not_count_make_no_shape(odd: bytes) -> None:
     assert decode_module._proven(shape_of(odd)) is None
+
+
+@pytest.mark.parametrize(
+    "extra", [{"stop": ["x"]}, {"stop_token_ids": [7]}, {"stop": []}, {"stop_token_ids": None}, {}]
+)
+def test_a_stream_that_a_stop_may_end_early_is_recorded_as_one(extra: dict[str, object]) -> None:
+    early = any(extra.values())
+    found = judged(event([1, 2], "stop") + usage(2) + DONE, ask=ask(extra=extra)).record
+    assert (found.ignore_eos, found.reason) == (not early, "" if early else "truncated")
+
+
+@pytest.mark.parametrize("ids", [b"[true]", b"[false]", b"[1, true]", b"[true, 2]"])
+def test_a_truth_value_is_no_token_id(ids: bytes) -> None:
+    data = b'data: {"choices": [{"index": 0, "text": "", "token_ids": ' + ids + b"}]}\n\n"
+    assert why(data + DONE)[:2] == ("fail", "protocol")

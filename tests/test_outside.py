@@ -173,6 +173,8 @@ def a_token_after_more_than_71_minutes(w: World) -> None:
     declare(w, 13)
     hour = 4_300_000.0
     w.op("a", "v13", hour, hour + 5, by="rollback")
+    for _ in w.boot:
+        w.find("end", at_ns=ns(9000)).update(at_ns=ns(hour + 10))
     w.stream(
         "a", 4600, [mark("a", 13)] * 5, at=[4600 + (2**32 - 1) / 1000] * 5, last_ns=ns(hour + 9), ended_ns=ns(hour + 9)
     )
@@ -289,8 +291,9 @@ def again(w: World, row: Row, engine: str = "e0", **other: Any) -> None:
     w.lines.append((engine, 5000, {**row, **other}))
 
 
-def ack(w: World, version: str = "v5") -> Row:
-    return w.find("ack", op=w.find("invoke", version=version)["op"])
+def ack(w: World, version: str = "v5", by: str = "") -> Row:
+    by = by or w.find("invoke", version=version)["by"]
+    return w.find("ack", op=w.find("invoke", version=version, by=by)["op"])
 
 
 def loads(w: World, k: int, acked: float | None = 3910, how: str = "ok") -> int:
@@ -308,12 +311,106 @@ def without(w: World, kind: str, **fields: Any) -> None:
     w.drop(w.find(kind, **fields))
 
 
+def asked(w: World, **more: Any) -> None:
+    """Every stream of the second engine has its `send`, the last one's with other fields."""
+    fields = ("stream", "adapter", "user", "intended_ns", "sent_ns", "max_tokens", "ignore_eos")
+    found = [r for a in ("a", "b", "base") for r in w.streams(a, "e1")]
+    for r in found:
+        line = {k: r[k] for k in fields} | (more if r is last(w) else {})
+        w.add("send", (r["sent_ns"] - ns(0)) / MS, "e1", **line)
+
+
+@row("PASS")
+def every_stream_repeats_what_its_send_said(w: World) -> None:
+    asked(w)
+
+
+def unloads(w: World, again: float | None = None, end: float | None = None) -> None:
+    w.op("a", "", 3905, 3910, mode="unload", by="operator")
+    if again is not None:
+        w.op("a", "v12", again, end, mode="load", by="operator")
+
+
+@row("UNKNOWN", gates="unloaded")
+def an_unload_that_was_acked_and_not_done(w: World) -> None:
+    unloads(w)
+
+
+@row("UNKNOWN", gates="unloaded")
+def an_unload_not_done_and_a_load_much_later(w: World) -> None:
+    unloads(w, 4400, 4405)
+
+
+@row("PASS")
+def an_unload_and_a_load_before_the_next_stream(w: World) -> None:
+    unloads(w, 3911, 3940)
+
+
+@row("PASS")
+def an_unload_before_which_a_load_timed_out(w: World) -> None:
+    w.op("a", "v12", 3901, None)
+    unloads(w)
+
+
+@row("FAIL", "complete:rejected")
+def an_unload_that_was_done(w: World) -> None:
+    unloads(w)
+    gone(w, 3910, 4490)
+
+
+def undo(w: World, *states: str) -> None:
+    for at, state in enumerate(states, 4520):
+        about = {"path": "/x", "local_path": "/x", "url": "http://x"}
+        w.add("undo", at, adapter="a", version="v0", state=state, at_ns=ns(at), **about)
+
+
+@row("UNKNOWN", gates="undone")
+def a_rollback_that_was_refused(w: World) -> None:
+    ack(w, "v0", by="rollback").update(outcome="fail", status=500)
+
+
+@row("UNKNOWN", gates="undone")
+def an_undo_that_failed(w: World) -> None:
+    undo(w, "planned", "failed")
+
+
+@row("PASS")
+def a_rollback_that_failed_and_was_played_later(w: World) -> None:
+    ack(w, "v0", by="rollback").update(outcome="fail", status=500)
+    undo(w, "planned", "failed", "played")
+
+
+@row("PASS")
+def a_sham_swap_of_what_is_served(w: World) -> None:
+    w.op("a", "v12", 3905, 3910, arm="sham")
+
+
+@row("PASS")
+def a_sham_swap_of_what_timed_out_before(w: World) -> None:
+    w.op("a", "v12", 3901, None)
+    w.op("a", "v11", 3941, 3942)
+    w.op("a", "v12", 3971, 3972, arm="sham")
+    show(w, 3942, 3971, 11)
+
+
 def reversed_arrivals(w: World) -> None:
     part = slice(last(w)["offset"], last(w)["offset"] + 40)
     w.columns["e1"][1][part] = w.columns["e1"][1][part][::-1]
 
 
 DECLARED = {"adapter": "a", "version": "v5", "path": ""}
+
+
+def answered(w: World, replica: int, op: int = 5) -> None:
+    w.add("replica_ack", 2000, op=op, replica=replica, outcome="ok", acked_ns=ns(2000))
+
+
+def ended_before_a_stream(w: World) -> None:
+    only(w, lambda e, r: r["kind"] != "health" or r["at_ns"] <= ns(4000))
+    w.find("end").update(at_ns=ns(4100))
+    w.lines = [(e, at, r) for e, at, r in w.lines if r["kind"] not in ("ack", "invoke") or at < 4100]
+
+
 CONTRADICTIONS: list[tuple[str, str, Build]] = [
     ("stream ended twice", "stalled readable", lambda w: again(w, last(w), "e1")),
     ("stream ended in two ways", "stalled readable", lambda w: again(w, last(w), "e1", **CUT)),
@@ -357,6 +454,21 @@ CONTRADICTIONS: list[tuple[str, str, Build]] = [
     ("one label, two markers", "readable", lambda w: w.add("version", 1, **DECLARED, sha="a5", markers=[20_077])),
     ("version never declared", "readable", lambda w: without(w, "version", version="v12")),
     ("replica that is not there", "readable", lambda w: last(w).update(replica=1)),
+    ("sent to another adapter", "stalled readable", lambda w: asked(w, adapter="b")),
+    ("sent at another time", "stalled readable", lambda w: asked(w, sent_ns=last(w)["sent_ns"] - MS)),
+    ("more was asked for", "stalled readable", lambda w: asked(w, max_tokens=41)),
+    ("sent to another replica", "stalled readable", lambda w: asked(w, replica=1)),
+    ("answer of a replica that is not there", "readable replicas_met", lambda w: answered(w, 1)),
+    ("answer of no replica", "readable replicas_met", lambda w: answered(w, -1)),
+    ("two answers of one replica", "readable", lambda w: (answered(w, 0), answered(w, 0))),
+    ("a replica's answer to nobody", "readable", lambda w: answered(w, 0, op=99)),
+    ("ended before its last health", "readable", lambda w: w.find("end").update(at_ns=ns(4999))),
+    ("ended before its last stream", "readable", lambda w: ended_before_a_stream(w)),
+    (
+        "sham swap to an older version",
+        "readable",
+        lambda w: (w.op("a", "v3", 3905, 3910, arm="sham"), show(w, 3910, 4490, 3)),
+    ),
     ("rejected twice", "stalled readable", lambda w: again(w, gone(w, 4040, 4070))),
     (
         "invoke of a wrong type, unanswered",

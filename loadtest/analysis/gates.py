@@ -13,10 +13,10 @@ from loadtest.analysis.isolated import bystander_names, bystanders
 from loadtest.analysis.ledger import Ledger
 from loadtest.analysis.noise import ALPHA, DRIFT
 from loadtest.analysis.stats import binomial_tail
-from loadtest.analysis.timeline import clock_domains
+from loadtest.analysis.timeline import NEVER, clock_domains
 from loadtest.analysis.trust import trust
 from loadtest.analysis.versions import floors
-from loadtest.history import OK, Bool
+from loadtest.history import OK, Bool, History
 
 ATTRIBUTABLE = 0.5
 NOISE_LIMIT = 2 * DRIFT  # a share that drift at the rate of DRIFT does not reach by chance in a run worth judging
@@ -57,6 +57,12 @@ def _coverage(case: Case, book: Ledger, min_swaps: int) -> Iterator[Gate]:
     yield from _bystanders(case)
     yield _noise(case)
     yield from _replicas(case, met & case.attribution.judged)
+    if any(op.mode == "unload" and op.outcome == "ok" for op in case.history.ops):
+        served = sum(_served_unloaded(case))
+        words = (
+            f"{served} streams were served after the unload of their adapter was acked, and before it was loaded again"
+        )
+        yield Gate("unloaded", served == 0, served, 0, words)
     bad = np.array([a == "bad" for a in case.swaps.arms], bool)
     if bad.any():
         taken = int((bad & (case.swaps.outcome == OK)).sum())
@@ -75,6 +81,20 @@ def _replicas(case: Case, told: Bool) -> Iterator[Gate]:
     idle = sorted(answered - set(case.history.streams.replica[told].tolist()))
     words = f"replicas without an attributable stream during a swap: {', '.join(map(str, idle)) or 'none'}"
     yield Gate("replicas_met", not idle, len(idle), 0, words)
+
+
+def _served_unloaded(case: Case) -> Iterator[int]:
+    """Of each acked bare unload: the streams that were sent after it and got tokens before a load."""
+    table, ops, clock = case.history.streams, case.history.ops, case.epsilon
+    for op in ops:
+        if op.mode == "unload" and op.outcome == "ok" and op.acked and op.adapter in table.adapters:
+            loads = [o for o in ops if o.adapter == op.adapter and o.mode != "unload" and o.outcome != "fail"]
+            late = (o.invoked for o in loads if o.outcome != "ok" or not o.acked or o.acked + clock >= op.invoked)
+            again = min(late, default=NEVER)
+            mine = table.adapter == table.adapters.index(op.adapter)
+            yield int(
+                (mine & (table.sent > op.acked + clock) & (table.first > 0) & (table.first + clock < again)).sum()
+            )
 
 
 def _scored(case: Case) -> Iterator[Gate]:
@@ -167,7 +187,19 @@ def _record(case: Case) -> Iterator[Gate]:
     lost = len(history.problems)
     words = f"{lost} problems reading the history, first: {history.problems[0]}" if lost else "every line was readable"
     yield Gate("readable", lost == 0, lost, 0, words)
+    left = _left_behind(history)
+    if left:  # said only then: a run that swaps nothing has nothing to undo
+        yield Gate("undone", False, len(left), 0, f"left hotfixed, for the rollback failed: {', '.join(left[:5])}")
     last = {op.adapter: op for op in history.ops if op.by == "setup"}  # a name already loaded is taken over by a second
     refused = [op.name for op in last.values() if op.outcome != "ok"]
     words = f"setup loads that were not acked: {', '.join(refused[:5])}" if refused else "every adapter was set up"
     yield Gate("setup", not refused, len(refused), 0, words)
+
+
+def _left_behind(history: History) -> list[str]:
+    """Adapters whose undo was tried and did not succeed in the end, here or by the next run's start."""
+    undo = {(u.adapter, u.url): u.state for u in history.undo}
+    rollback = {op.adapter: op.outcome for op in history.ops if op.by == "rollback"}
+    found = {name for (name, _), state in undo.items() if state == "failed"}
+    played = {name for (name, _), state in undo.items() if state == "played"}
+    return sorted(found | {name for name, outcome in rollback.items() if outcome != "ok"} - played)

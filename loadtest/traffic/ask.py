@@ -27,7 +27,7 @@ class Ask:
     @property
     def may_stop_early(self) -> bool:
         """Whether fewer than `max_tokens` tokens can be right."""
-        return not self.ignore_eos or "stop" in self.extra or "stop_token_ids" in self.extra
+        return not self.ignore_eos or any(self.extra.get(key) for key in ("stop", "stop_token_ids"))
 
     @property
     def answer_bytes(self) -> int:

@@ -152,7 +152,7 @@ class StreamClient:
                 intended_ns=ask.intended_ns or sent_ns,
                 sent_ns=sent_ns,
                 max_tokens=ask.max_tokens,
-                ignore_eos=ask.ignore_eos,
+                ignore_eos=not ask.may_stop_early,
                 replica=ask.replica,
             )
         )

@@ -140,7 +140,7 @@ def _decoded(x: Exchange, tally: _Tally, redact: Redact) -> Decoded:
         intended_ns=x.ask.intended_ns or x.sent_ns,
         sent_ns=x.sent_ns,
         max_tokens=x.ask.max_tokens,
-        ignore_eos=x.ask.ignore_eos,
+        ignore_eos=not x.ask.may_stop_early,
         head_ns=x.head_ns,
         first_ns=stamps[0] if stamps else 0,
         last_ns=stamps[-1] if stamps else 0,
@@ -331,7 +331,7 @@ def _extend(column: array[int], ids: Any) -> int:
         column.append(ids[0])
         return 1
     try:
-        new = array("i", ids) if isinstance(ids, list) else None
+        new = array("i", ids) if isinstance(ids, list) and bool not in map(type, ids) else None
     except (TypeError, OverflowError):
         new = None
     if new is None or (new and min(new) < 0):
