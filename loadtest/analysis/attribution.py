@@ -31,7 +31,7 @@ from loadtest.analysis.margins import UNKNOWN as UNKNOWN
 from loadtest.analysis.margins import told
 from loadtest.analysis.noise import DRIFT, SUPPORT, Noise, main, stray, weigh
 from loadtest.analysis.stats import binomial_tail
-from loadtest.analysis.timeline import BASE, NEVER, Contents, Lookup, Timeline, floor
+from loadtest.analysis.timeline import BASE, NEVER, Contents, Lookup, Timeline, in_service
 from loadtest.history import I32, I64, INFO, Bool, History, blocks
 from loadtest.records import BAD
 
@@ -204,7 +204,8 @@ def _noise(history: History, look: Lookup, runs: Runs, plain: I64, fallback: Run
     own = look.line.contents.adapter[runs.content] == adapter_codes(history, look.line.contents)[runs.stream]
     strays = (int(runs.count[odd & own].sum()), int(runs.count[odd & ~own].sum()))
     served = np.zeros(len(runs), bool)
-    served[odd] = _in_service(history, look, runs.pick(odd))
+    strange = runs.pick(odd)
+    served[odd] = in_service(look, strange.content, strange.begin, history.streams.sent[strange.stream])
     noise = weigh(history, count, int(plain.sum()), strays, int(runs.count[served].sum()))
     dropped = short & inside
     if noise.believed == "served":
@@ -212,18 +213,6 @@ def _noise(history: History, look: Lookup, runs: Runs, plain: I64, fallback: Run
     elif noise.believed != "all":
         dropped |= (short if noise.plain else odd) & (own | (noise.believed == "none"))
     return noise, dropped
-
-
-def _in_service(history: History, look: Lookup, runs: Runs) -> Bool:
-    """[R] the content was invoked by the time that the run began, and not superseded when its stream was sent."""
-    line, sent = look.line, history.streams.sent[runs.stream]
-    end = look.latest(runs.content, runs.begin)
-    needed = np.full(len(runs), -NEVER, np.int64)
-    adapter = line.contents.adapter[runs.content]
-    for a in np.unique(adapter):
-        needed[adapter == a] = floor(line, int(a)).at(sent[adapter == a], line.epsilon)[0]
-    out: Bool = (end > -NEVER) & (end + line.epsilon >= needed)
-    return out
 
 
 def _methods(contents: Contents, scored: dict[str, str]) -> list[str]:

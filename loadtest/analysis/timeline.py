@@ -243,3 +243,14 @@ def floor(line: Timeline, adapter: int) -> Floor:
     starts = np.maximum.accumulate(line.start[order]) if len(order) else np.empty(0, np.int64)
     best = np.maximum.accumulate(np.where(line.start[order] == starts, np.arange(len(order)), 0))
     return Floor(line.end[order], order[best].astype(np.int64), starts)
+
+
+def in_service(look: Lookup, content: I32, at: I64, sent: I64) -> Bool:
+    """Whether a content was invoked by `at[i]` and not superseded when a stream was sent at `sent[i]`: [n]."""
+    line, end = look.line, look.latest(content, at)
+    needed = np.full(len(content), -NEVER, np.int64)
+    adapter = line.contents.adapter[content]
+    for a in np.unique(adapter):
+        needed[adapter == a] = floor(line, int(a)).at(sent[adapter == a], line.epsilon)[0]
+    out: Bool = (end > -NEVER) & (end + line.epsilon >= needed)
+    return out
