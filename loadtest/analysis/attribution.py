@@ -31,7 +31,7 @@ from loadtest.analysis.margins import UNKNOWN as UNKNOWN
 from loadtest.analysis.margins import told
 from loadtest.analysis.noise import DRIFT, SUPPORT, Noise, main, stray, weigh
 from loadtest.analysis.stats import binomial_tail
-from loadtest.analysis.timeline import BASE, NEVER, Contents, Lookup, Timeline, in_service
+from loadtest.analysis.timeline import BASE, Contents, Lookup, Timeline, in_service
 from loadtest.history import I32, I64, INFO, Bool, History, blocks
 from loadtest.records import BAD
 
@@ -397,9 +397,3 @@ def _chance_limit(n: int) -> int:
     while binomial_tail(x, n, BASE_RATE) >= BASE_ERROR:
         x += 1
     return x
-
-
-def never_loaded(look: Lookup, content: I32) -> Bool:
-    """No load of the content that may have applied, at any time: [n]."""
-    missing: Bool = look.first_start[content] == NEVER
-    return missing
