@@ -2,7 +2,7 @@
 
     python bench/witnesses.py record --to http://127.0.0.1:8000 --port 8100 --out /tmp/wire &
     loadtest run SCENARIO --target http://127.0.0.1:8100       # a scenario whose target names its `base`
-    kill -INT %1
+    kill %1
     VLLM_PYTHON bench/witnesses.py check results/latest /tmp/wire --base MODEL    # a Python with torch and transformers
 
 `record` keeps each read of both directions with the monotonic clock before it is passed on, and a copy of each adapter
@@ -73,7 +73,8 @@ def record(given: argparse.Namespace) -> int:
     recorder, server = Recorder(Path(given.out)), urlsplit(given.to)
     door = socket.create_server(("127.0.0.1", given.port), backlog=256)
     print(f"recording {door.getsockname()[1]} -> {given.to}", flush=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts what is in the background deaf to SIGINT
+        signal.signal(number, signal.default_int_handler)
     try:
         for connection in range(1 << 31):
             client, _ = door.accept()
