@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rawserver import CHUNKED, DONE, LAST_CHUNK, Call, RawServer, completion, event, usage
 
+from loadtest.traffic import capture
 from loadtest.traffic.capture import READ_COST, ChunkError, Dechunker, Reads, Tap, TooLarge, tapping
 from loadtest.traffic.client import open_session
 
@@ -324,3 +325,99 @@ def test_a_usual_read_over_the_limit_is_too_large_as_well() -> None:
     assert broken
     assert isinstance(reads.error, TooLarge)
     assert len(reads.kept) == 3
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_trailers_up_to_their_limit_are_taken(more: int) -> None:
+    """The empty line that ends them counts, and each line end."""
+    line = b"A: " + b"x" * 57 + b"\r\n"  # 62 bytes; 1057 of them and the last line end are 65,536
+    data = b"0\r\n" + line * (65_536 // len(line) - 1) + b"x" * more
+    data += b"B: " + b"y" * (65_536 - (len(data) - 3 - more) - 7) + b"\r\n\r\n"
+    dechunker = Dechunker()
+    if more:
+        with pytest.raises(ChunkError, match="trailers"):
+            dechunker.feed(data)
+    else:
+        dechunker.feed(data)
+        assert dechunker.done
+
+
+@pytest.mark.parametrize(("length", "good"), [(4096, True), (4097, False)])
+def test_a_line_may_be_as_long_as_its_limit_without_an_end(length: int, good: bool) -> None:
+    dechunker, line = Dechunker(), b"1;" + b"x" * (length - 2)
+    if good:
+        assert dechunker.feed(line) == b""
+        assert dechunker.feed(b"\r\ny\r\n0\r\n\r\n") == b"y"
+    else:
+        with pytest.raises(ChunkError, match="no line end"):
+            dechunker.feed(line)
+
+
+SSE = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: text/event-stream; charset=utf-8"
+
+
+@pytest.mark.parametrize(
+    ("head", "taken"),
+    [
+        (SSE, True),
+        (SSE.replace(b": ", b" :\t"), True),
+        (SSE.replace(b"1.1", b"1.0"), False),
+        (SSE.replace(b"200", b"404"), False),
+        (SSE.replace(b"chunked", b"gzip, chunked"), False),
+        (SSE + b"\r\nTransfer-Encoding: chunked", False),
+        (SSE + b"\r\nContent-Length: 5", False),
+        (SSE + b"\r\nContent-Encoding: gzip", False),
+        (SSE + b"\r\nContent-Type: text/event-stream", False),
+        (SSE.replace(b"text/event-stream", b"text/plain"), False),
+        (SSE.replace(b"Transfer-Encoding: chunked\r\n", b""), False),
+        (SSE.rpartition(b"\r\n")[0], False),
+    ],
+)
+def test_only_what_the_tap_understands_is_taken(head: bytes, taken: bool) -> None:
+    assert capture._is_chunked_sse(head) == taken
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_interim_answers_up_to_their_limit_are_skipped(more: int) -> None:
+    async def script(call: Call) -> None:
+        await call.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" * (32 + more) + CHUNKED)
+        await call.chunk(event([1]) + DONE)
+        await call.send(LAST_CHUNK)
+
+    async def main() -> None:
+        async with RawServer(script).running() as server, open_session({}, 5) as session:
+            reads = Reads(1 << 20, lambda: 7)
+            with tapping(reads):
+                response = await session.post(server.url)
+            await reads.capture(response)
+            response.close()
+            assert b"".join(d for _, d in reads.kept) == event([1]) + DONE
+
+    if more:
+        with pytest.raises(aiohttp.ClientError):
+            asyncio.run(main())
+    else:
+        asyncio.run(main())
+
+
+def test_only_so_many_sizes_are_remembered() -> None:
+    dechunker = Dechunker()
+    for n in range(1, 80):
+        dechunker.feed(b"%x\r\n" % n + b"x" * n + b"\r\n")
+    assert sorted(dechunker.usual) == [len(b"%x" % n) + n + 4 for n in range(1, 65)]
+
+
+@pytest.mark.parametrize("data", [b"5", b"5\r", b"5\r\nab", b"5\r\nabcde", b"5\r\nabcde\r\n0\r\n\r\n"])
+def test_nothing_is_usual_while_a_chunk_is_open_or_all_is_over(data: bytes) -> None:
+    dechunker = Dechunker()
+    dechunker.feed(b"5\r\nabcde\r\n")
+    assert dechunker.usual == {10: b"5\r\n"}
+    dechunker.feed(data)
+    assert dechunker.usual == {}
+
+
+@pytest.mark.parametrize(("size", "broken"), [(65_536, 0), (65_537, 1)])
+def test_a_head_without_an_end_may_have_64_kib(size: int, broken: int) -> None:
+    found: list[Exception] = []
+    Tap(Ignores(), Aborts(found), Reads(100, lambda: 7)).data_received(b"x" * size)
+    assert len(found) == broken
