@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
+
+# Before numpy is imported: on a busy machine two threads of a small product wait for each other ten times as long as it
+# takes. The embedded server runs with one as well.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 from embedded import Embedded

@@ -179,6 +179,6 @@ def test_bystanders_that_a_swap_holds_up_are_stalled(forge: Forge, who: str) -> 
 @pytest.mark.parametrize("name", ["refused load takes effect", OWN_PREFIX])
 def test_over_sockets_too_where_the_conductor_or_the_scoring_has_a_part_in_it(tmp_path: Path, name: str) -> None:
     row = planted.FAULTS[name]
-    short = replace(row, count=3, every="200ms..250ms", between="200ms", calm="1s", tail="500ms")
+    short = replace(row, count=2, every="200ms..250ms", between="150ms", calm="800ms", tail="300ms")
     found = planted.found(short, tmp_path, seed=1, share=1.0)
     assert {row.name} <= found <= {row.name, *row.implies}
