@@ -43,7 +43,7 @@ from loadtest.records import REASONS_FAIL, REASONS_INFO
 from loadtest.traffic import admin
 from loadtest.traffic import decode as decode_module
 from loadtest.traffic.ask import Ask
-from loadtest.traffic.capture import ChunkError, Dechunker, Reads, Tap
+from loadtest.traffic.capture import SLICE, ChunkError, Dechunker, Reads, Tap
 from loadtest.traffic.decode import Exchange, decode
 from loadtest.traffic.ipc import Unframer, frame
 from loadtest.traffic.sse import Event, Parser, SseError
@@ -296,7 +296,8 @@ def fuzz_tap(r: random.Random, data: bytes) -> None:
     tap = Tap(sink, sink, reads)  # type: ignore[arg-type]
     tap.data_received(CHUNKED)
     for piece in [*cut, b"0\r\n\r\n"]:
-        tap.data_received(piece)
+        for at in range(0, len(piece), SLICE):  # longer reads wait for the loop
+            tap.data_received(piece[at : at + SLICE])
     expected = plain(b"".join(cut) + b"0\r\n\r\n")
     assert sink.broken == (expected is None)
     got = b"".join(d for _, d in reads.kept)
