@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -40,7 +41,7 @@ from loadtest import records
 from loadtest.errors import LoadtestError
 from loadtest.journal import encode
 from loadtest.records import REASONS_FAIL, REASONS_INFO
-from loadtest.traffic import admin
+from loadtest.traffic import admin, capture, ipc, sse, usual, words
 from loadtest.traffic import decode as decode_module
 from loadtest.traffic.ask import Ask
 from loadtest.traffic.capture import SLICE, ChunkError, Dechunker, Reads, Tap
@@ -373,7 +374,11 @@ def guided(name: str, arguments: list[str]) -> None:
     def one(data: bytes) -> None:
         target(random.Random(data[:8]), data[8:])
 
-    atheris.instrument_all()
+    for module in (admin, capture, decode_module, ipc, sse, usual, words):
+        for owner in (module, *(c for c in vars(module).values() if isinstance(c, type))):
+            for function in vars(owner).values():
+                if isinstance(function, FunctionType) and function.__module__ == module.__name__:
+                    atheris.instrument_func(function)
     atheris.Setup([sys.argv[0], *arguments], one)
     atheris.Fuzz()
 
