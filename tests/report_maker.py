@@ -65,7 +65,7 @@ def write(folder: Path, play: Play) -> history.History:
         at = ZERO + n * S
         journal.emit(records.Health(at, at + S, 0.4 + n % 3, 2.0, 0.2, play.users))
     journal.emit(records.Event(ZERO + S, "note", play.words))
-    journal.close("complete", ZERO + round(play.end_s * S))
+    journal.close("complete", ZERO + round((play.end_s + 1) * S))  # after the streams that were open then
     return history.load(folder)
 
 

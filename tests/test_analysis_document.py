@@ -17,7 +17,8 @@ from loadtest.analysis.timeline import APART, NEVER, floor, lookup, timeline
 from loadtest.analysis.verdict import Require, judge, to_json
 from loadtest.calibration import Calibration
 from loadtest.history import History
-from loadtest.records import ReplicaAck
+from loadtest.records import Event, ReplicaAck
+from loadtest.report.text import client_line
 
 LOADS = "load a v0 0 1 ok\nload b v0 0 1 ok\n"
 
@@ -122,8 +123,12 @@ def test_the_clients_figures_by_hand() -> None:
     health = tuple(
         replace(x, open_streams=n, lag_max_ms=m) for x, n, m in zip(h.health, (3, 2), (9.0, 4.0), strict=True)
     )
-    d = document(replace(h, health=health, streams=replace(h.streams, intended=late)))
+    again = (Event(5, "resent", "x"), Event(6, "resent", "x"), Event(7, "restart", ""))
+    d = document(replace(h, health=health, streams=replace(h.streams, intended=late), events=again))
     client = d["client"]
+    assert client["resent"] == 2
+    assert ", 2 requests sent again" in client_line(d)
+    assert "sent again" not in client_line({"client": client | {"resent": 0}})
     assert client["loop_lag_ms"] == {"p50": 2.0, "p99": 8.0, "max": 9.0}
     assert client["schedule_delay_ms"] == {"p50": 4.0, "p99": 6.0}
     assert (client["open_streams"], client["dropped"]) == (3, 1)

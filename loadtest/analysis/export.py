@@ -274,4 +274,5 @@ def _client(verdict: Verdict) -> dict[str, Any]:
         else math.nan,
         "open_streams": max((h.open_streams for h in history.health), default=0),
         "dropped": max((h.dropped for h in history.health), default=0),
+        "resent": sum(e.what == "resent" for e in history.events),  # requests that met a closed connection
     }

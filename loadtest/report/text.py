@@ -160,10 +160,11 @@ def client_line(verdict: Doc) -> str:
         if "p99" in error
         else ""
     )
+    again = f", {number(c['resent'])} requests sent again" if c.get("resent") else ""
     return (
         f"client: loop lag p99 {number(lag.get('p99'), 'ms')} (max {number(lag.get('max'), 'ms')}), "
         f"schedule delay p99 {number(late.get('p99'), 'ms')}, CPU {number(c.get('cpu'))} of a core, "
-        f"dropped records {number(c.get('dropped', 0))}{bars}"
+        f"dropped records {number(c.get('dropped', 0))}{again}{bars}"
     )
 
 
