@@ -45,7 +45,7 @@ def test_every_attack_on_one_engine(port: int, tmp_path: Path) -> None:
     assert set(good) <= {"", "refused"}
     assert good[""] > 0.8 * good.total()
     assert not found.history.problems
-    assert not found.history.events
+    assert {e.what for e in found.history.events} <= {"resent"}  # a server may close between two requests
     for path in (tmp_path / "run").iterdir():
         assert b"sk-secret-123" not in path.read_bytes()
 
