@@ -1,6 +1,6 @@
 """Mutation score of the parsers of what a server sends: sse, decode and admin, by bench/mutate.py's mutants.
 
-python bench/mutate_traffic.py sse|decode|admin|words|capture [--sample 400] [--seed 1]
+python bench/mutate_traffic.py sse|decode|usual|admin|words|capture [--sample 400] [--seed 1]
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ WAIT_S = 120  # of the child: a mutant that waits for what never comes takes no 
 TESTS = {
     "sse": ("test_sse",),
     "decode": ("test_client_decode",),
+    "usual": ("test_client_decode",),
     "admin": ("test_admin",),
     "words": ("test_client_decode", "test_admin"),
     "capture": ("test_client_capture",),

@@ -493,6 +493,58 @@ def test_reads_that_are_not_parsed_mean_what_the_parser_says(reads: list[bytes])
         assert judged(reads) == quick
 
 
+@pytest.mark.parametrize("word", TEXTS)
+@pytest.mark.parametrize("number", IDS)
+def test_one_odd_event_among_usual_ones(word: bytes, number: bytes) -> None:
+    usual = SPOKEN % (b" word", b"null", b"7", b"", b"", b"\n\n")
+    reads = [usual, usual, SPOKEN % (word, b"null", number, b"", b"", b"\n\n"), usual]
+    quick = judged(reads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode_module, "TRIES", 0)
+        assert judged(reads) == quick
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'data: {"choices":[{"text":"a","token_ids":[2]}]}\n',
+        b'data: {"choices":[{"text":"a","token_ids":[2]}]}\n\ndata: {}\n\n',
+        b': hi\ndata: {"choices":[{"text":"a","token_ids":[2]}]}\n\n',
+        b'data:{"choices":[{"text":"a","token_ids":[2]}]}\n\n',
+        b'data: {"choices":[{"text":"a","token_ids":[2]}]}\r\n\n',
+        b'data: {"choices":[{"text":"a","token_ids":[2],"more":{"text":"b"}}]}\n\n',
+        b'data: {"choices":[{"text":"a","token_ids":[2],"more":{"token_ids":[3]}}]}\n\n',
+        b'data: {"choices":[{"text":null,"token_ids":[2]}]}\n\n',
+        b'data: {"choices":[{"text":"a","token_ids":null}]}\n\n',
+        b'data: {"choices":[{"text":"a","token_ids":[2\n\n',
+        b"",
+    ],
+)
+def test_reads_without_a_shape(odd: bytes) -> None:
+    assert shape_of(odd) is None
+
+
+def test_a_shape_takes_any_text_and_id_that_json_would() -> None:
+    shape = shape_of(b'data: {"choices":[{"text":"","token_ids":[]}]}\n\n')
+    assert shape is None  # no id, no shape
+    shape = shape_of(b'data: {"choices":[{"text":"","token_ids":[7]}]}\n\n')
+    assert shape is not None
+    made = b'data: {"choices":[{"text":"%s","token_ids":[%s]}]}\n\n'
+    assert shape.token(made % (b" a~", b"0")) == (0, True)
+    assert shape.token(made % (b"", b"2147483647")) == (2**31 - 1, False)
+    for word, number in (
+        (b"", b"2147483648"),
+        (b"", b"07"),
+        (b"", b""),
+        (b"\x1f", b"1"),
+        (b"\x80", b"1"),
+        (b"a", b"1" * 11),
+    ):
+        assert shape.token(made % (word, number)) is None
+    assert shape.token(made[:-2] % (b"a", b"1")) is None
+    assert shape.token(b'data: {"choices":[{"text":"a"]}]}\n\n') is None
+
+
 def test_the_usual_reads_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the law above would say nothing."""
     seen: list[bytes] = []
