@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import mutate
 
-WAIT_S = 120  # of the child: a mutant that waits for what never comes takes no CPU time
+WAIT_S = 60  # of the child: a mutant that waits for what never comes takes no CPU time
 TESTS = {
     "sse": ("test_sse",),
     "decode": ("test_client_decode",),
