@@ -586,3 +586,21 @@ def test_a_stream_that_a_stop_may_end_early_is_recorded_as_one(extra: dict[str, 
 def test_a_truth_value_is_no_token_id(ids: bytes) -> None:
     data = b'data: {"choices": [{"index": 0, "text": "", "token_ids": ' + ids + b"}]}\n\n"
     assert why(data + DONE)[:2] == ("fail", "protocol")
+
+
+@pytest.mark.parametrize(
+    ("late_ns", "us"),
+    [
+        *((0, 0), (1, 1), (999, 1), (1000, 1), (1001, 2), (-1, 0), (-999, 0), (-1000, 0), (-5_000_000, 0)),
+        *(((2**32 - 1) * 1000, 2**32 - 1), ((2**32 - 1) * 1000 + 1, 2**32 - 1), (2**60, 2**32 - 1)),
+    ],
+)
+def test_arrivals_are_rounded_up_and_kept_within_their_column(late_ns: int, us: int) -> None:
+    """Beside others: one that does not fit changes none of them."""
+    reads = [(SENT + late_ns, event([11])), (SENT + 1_000_001, event([12], "length"))]
+    assert list(judged([], reads=reads).arrivals) == [us, 1001]
+
+
+def test_usual_reads_leave_others_their_turn_as_well() -> None:
+    reads = [event([i]) for i in range(5000)]
+    assert 10 <= len(list(decoding(exchange(reads, ask=ask(5000)), Redactor()))) <= 50

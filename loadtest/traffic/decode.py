@@ -164,10 +164,11 @@ def _decoded(x: Exchange, tally: _Tally, redact: Redact) -> Decoded:
 
 def _arrivals(sent_ns: int, stamps: Sequence[int]) -> array[int]:
     """Times in ns as µs from the send, rounded up, within what the column can hold."""
-    late = sent_ns - 999
-    if not stamps or (min(stamps) >= sent_ns and max(stamps) - late < _U32 * 1000):
-        return array("I", [(s - late) // 1000 for s in stamps])
-    return array("I", [min(max(0, -((sent_ns - s) // 1000)), _U32) for s in stamps])
+    exact = [(s - sent_ns + 999) // 1000 for s in stamps]
+    try:
+        return array("I", exact)
+    except OverflowError:
+        return array("I", [min(max(0, us), _U32) for us in exact])
 
 
 def _outcome(reason: str) -> Outcome:
