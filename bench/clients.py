@@ -56,7 +56,7 @@ class Run:
     @property
     def requests(self) -> int:
         """How many streams that takes: one more for each than can end by then."""
-        return int(self.load.streams * (1 + self.total_s / self.load.stream_s)) + 1
+        return int(self.load.streams * (1 + self.total_s / self.load.seconds)) + 1
 
 
 Window = tuple[int, int]  # ns of monotonic time in which all streams were open

@@ -87,9 +87,8 @@ class Load:
 
     streams: int
     tokens: int
-    seconds: float  # of the second window
+    seconds: float  # that a stream lasts, and the second window
     ramp_s: float
-    stream_s: float  # that a stream lasts
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def _follow(
                 opened, sample.begin_ns = mark, int(mark.at_s * 1e9)
             continue
         elapsed = mark.at_s - opened.at_s
-        if mark.at_s < begun_s - 2 * POLL_S + load.stream_s and elapsed >= SHORTEST_S:
+        if mark.at_s < begun_s - 2 * POLL_S + load.seconds and elapsed >= SHORTEST_S:
             sample.streaming_us, sample.streaming_s = mark.us_per_event(opened), elapsed
         if elapsed >= load.seconds or now["open"] < GONE * load.streams:
             sample.events, sample.window_s = mark.events - opened.events, elapsed

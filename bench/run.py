@@ -129,7 +129,7 @@ def main() -> int:
     samples = []
     broken = {c.name: clients.install(c) for c in wanted}
     for count in counts:
-        load = Load(count, tokens, tokens / RATE, max(2.0, count / 500), tokens / RATE)
+        load = Load(count, tokens, tokens / RATE, max(2.0, count / 500))
         for client in wanted:
             if broken[client.name]:
                 samples.append(Sample(client.name, count, note=broken[client.name]))

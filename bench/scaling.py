@@ -31,7 +31,7 @@ def one(processes: int, streams: int) -> tuple[Sample, float, int]:
     """(cost, recorded tokens a second in the window, history files) of N processes."""
     more = ["--processes", str(processes)] if processes > 1 else []
     client = replace(WHOLE, name=f"{processes} processes", command=lambda asked: [*WHOLE.command(asked), *more])
-    load = Load(streams * processes, TOKENS, TOKENS / RATE, max(2.0, streams * processes / 500), TOKENS / RATE)
+    load = Load(streams * processes, TOKENS, TOKENS / RATE, max(2.0, streams * processes / 500))
     sample = run.one(client, load)
     recorded = BUILD / "work" / "runs" / "latest"
     at = history.load(recorded).at
@@ -41,7 +41,7 @@ def one(processes: int, streams: int) -> tuple[Sample, float, int]:
 
 def floor(processes: int, streams: int) -> float:
     """CPU µs per event of N floor clients."""
-    each = Load(streams, TOKENS, TOKENS / RATE, max(2.0, streams / 500), TOKENS / RATE)
+    each = Load(streams, TOKENS, TOKENS / RATE, max(2.0, streams / 500))
 
     def command(asked: run.Run) -> list[str]:
         one = " ".join(FLOOR.command(replace(asked, load=each)))

@@ -23,6 +23,7 @@ from loadtest.tools.terminal import FOLDER, as_json, out, progress, show
 # Modules are imported inside the commands: `loadtest --help` must not pay for numpy, aiohttp or locust.
 
 EXIT_INTERRUPTED = 130  # a shell's 128 + SIGINT
+STREAMS = "100,500,1000"  # to calibrate with
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -124,7 +125,7 @@ def serve(**options: Any) -> int:
 
 
 @cli.command()
-@click.option("--streams", metavar="N,N", help="Numbers of streams.  [default: 100,500,1000]")
+@click.option("--streams", metavar="N,N", help=f"Numbers of streams.  [default: {STREAMS}]")
 @click.option("--seconds", default=8.0, show_default=True, type=click.FloatRange(2), help="Of each number.")
 @click.option("--url", metavar="URL", default="", help="A firehose of your own (bench/firehose.c).")
 @click.option("--run", "folder", type=FOLDER, help="As many streams as this run had, at its pace; kept in its folder.")
@@ -138,12 +139,12 @@ def calibrate(streams: str | None, seconds: float, url: str, folder: Path | None
     from loadtest.tools import calibrate as tool
 
     if folder is not None:
-        if streams or url:
-            name = "--streams" if streams else "--url"
+        if streams is not None or url:
+            name = "--url" if streams is None else "--streams"
             raise errors.UsageError(f"{name} and --run exclude each other", remedy="the run says how many streams")
         return show(tool.of_run(folder, seconds, progress), as_json)
     try:
-        counts = tuple(int(n) for n in (streams or "100,500,1000").split(","))
+        counts = tuple(int(n) for n in (STREAMS if streams is None else streams).split(","))
     except ValueError:
         raise errors.UsageError(f"--streams must be whole numbers, got {streams!r}", remedy="e.g. 100,1000") from None
     return show(tool.run(tool.Options(counts, seconds, url), progress), as_json)

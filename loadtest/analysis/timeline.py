@@ -245,12 +245,18 @@ def floor(line: Timeline, adapter: int) -> Floor:
     return Floor(line.end[order], order[best].astype(np.int64), starts)
 
 
+def floors(line: Timeline, adapter: I32, sent: I64) -> tuple[I64, I64]:
+    """`Floor.at` for a stream of `adapter[i]` that was sent at `sent[i]`: (start, load), (-NEVER, -1) for none: [n]."""
+    start, load = np.full(len(sent), -NEVER, np.int64), np.full(len(sent), -1, np.int64)
+    for a in np.unique(adapter):
+        mine = adapter == a
+        start[mine], load[mine] = floor(line, int(a)).at(sent[mine], line.epsilon)
+    return start, load
+
+
 def in_service(look: Lookup, content: I32, at: I64, sent: I64) -> Bool:
     """Whether a content was invoked by `at[i]` and not superseded when a stream was sent at `sent[i]`: [n]."""
     line, end = look.line, look.latest(content, at)
-    needed = np.full(len(content), -NEVER, np.int64)
-    adapter = line.contents.adapter[content]
-    for a in np.unique(adapter):
-        needed[adapter == a] = floor(line, int(a)).at(sent[adapter == a], line.epsilon)[0]
+    needed, _ = floors(line, line.contents.adapter[content], sent)
     out: Bool = (end > -NEVER) & (end + line.epsilon >= needed)
     return out

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from loadtest.analysis import timeline
 from loadtest.analysis.attribution import Runs
 from loadtest.analysis.case import (
     Case,
@@ -25,7 +26,7 @@ from loadtest.analysis.case import (
     versions_of,
     who,
 )
-from loadtest.analysis.timeline import ANOTHER, NEVER, floor
+from loadtest.analysis.timeline import ANOTHER, NEVER
 from loadtest.history import I64, OK, Bool
 
 
@@ -56,12 +57,7 @@ def _sent_after_swap(case: Case) -> Bool:
 
 def floors(case: Case, runs: Runs) -> tuple[I64, I64]:
     """(start, load) of the newest ok load that each run's stream had to see; (-NEVER, -1) for none: [R]."""
-    start, load = np.full(len(runs), -NEVER, np.int64), np.full(len(runs), -1, np.int64)
-    owner, sent = case.owner[runs.stream], case.history.streams.sent[runs.stream]
-    for adapter in np.unique(owner):
-        mine = owner == adapter
-        start[mine], load[mine] = floor(case.look.line, int(adapter)).at(sent[mine], case.epsilon)
-    return start, load
+    return timeline.floors(case.look.line, case.owner[runs.stream], case.history.streams.sent[runs.stream])
 
 
 def fresh(case: Case) -> Finding:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loadtest.server.transformer import Attend, Ints, mask, mix
+from loadtest.server.transformer import Attend, Ints, mix
 from loadtest.server.weights import F32, Config
 
 BLOCK = 16  # tokens
@@ -53,14 +53,14 @@ class Cache:
         count, length = len(slots), int(positions.max()) + 1
         part: Ints | slice = slice(count) if int(slots[-1]) == count - 1 else slots
         ahead = np.arange(length) > positions[:, None]  # [B, T]
-        masked = mask(ahead[:, None, None, :]) if ahead.any() else None
+        hidden = ahead[:, None, None, :] if ahead.any() else None
 
         def attend(layer: int, q: F32, k: F32, v: F32) -> F32:
             keys, values = self.keys[layer], self.values[layer]
             keys[slots, :, positions] = k
             values[slots, :, positions] = v
             grouped = q.reshape(count, k.shape[1], -1, q.shape[2])  # [B, K, G, D]
-            return mix(grouped, keys[part, :, :length], values[part, :, :length], masked).reshape(q.shape)
+            return mix(grouped, keys[part, :, :length], values[part, :, :length], hidden).reshape(q.shape)
 
         return attend
 
@@ -109,7 +109,7 @@ def _causal(q: F32, keys: F32, values: F32, start: int) -> F32:
     kv, length = keys.shape[0], keys.shape[1]
     grouped = q.reshape(n, kv, heads // kv, dim).transpose(1, 2, 0, 3)  # [K, G, n, D]
     hidden = np.arange(length) > (start + np.arange(n))[:, None]  # [n, T]
-    return mix(grouped, keys[:, None], values[:, None], mask(hidden)).transpose(2, 0, 1, 3).reshape(n, heads, dim)
+    return mix(grouped, keys[:, None], values[:, None], hidden).transpose(2, 0, 1, 3).reshape(n, heads, dim)
 
 
 @dataclass(frozen=True, slots=True)

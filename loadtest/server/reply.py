@@ -19,8 +19,9 @@ from loadtest.server.state import Emission, Refusal, Scored
 from loadtest.server.wire import Ask, error_body
 
 DONE = b"data: [DONE]\n\n"
-# between text and id of an event that says nothing else
-BETWEEN = b',"logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":['
+# after the head: text, logprobs, finish and stop reason, ids of prompt and event, usage
+EVENT = b'%b%b,"logprobs":%b,"finish_reason":%b,"stop_reason":%b,"prompt_token_ids":%b,"token_ids":%b}]%b}\n\n'
+NOTHING = (b"null",) * 4
 DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 
 
@@ -147,7 +148,7 @@ class StreamReply(Reply):
 
     def add(self, emission: Emission, text: str) -> None:
         if self._bare and not self._first and emission.finish is None and len(emission.ids) == 1:
-            self._write(b"%b%b%b%d]}]}\n\n" % (self._head, orjson.dumps(text), BETWEEN, emission.ids[0]))
+            self._write(EVENT % (self._head, orjson.dumps(text), *NOTHING, b"[%d]" % emission.ids[0], b""))
             return
         if not text and not emission.ids and not emission.finish:
             return
@@ -164,10 +165,7 @@ class StreamReply(Reply):
         tail = b""
         if self.ask.include_usage and self.ask.continuous_usage:
             tail = b',"usage":' + orjson.dumps(self.usage(emission.usage))
-        self._write(
-            b'%b%b,"logprobs":%b,"finish_reason":%b,"stop_reason":%b,"prompt_token_ids":%b,"token_ids":%b}]%b}\n\n'
-            % (self._head, orjson.dumps(text), logprobs, finish, stop, prompt, ids, tail)
-        )
+        self._write(EVENT % (self._head, orjson.dumps(text), logprobs, finish, stop, prompt, ids, tail))
 
     def finish(self, emission: Emission) -> None:
         tail = DONE

@@ -100,16 +100,11 @@ def project(x: F32, weight: F32, bias: F32 | None, groups: Groups, layer: int, s
     return y
 
 
-def mask(hidden: NDArray[np.bool_]) -> F32:
-    """What `mix` adds to the scores: nothing, or minus infinity where they are hidden."""
-    return np.where(hidden, np.float32(-np.inf), np.float32(0.0))
-
-
-def mix(q: F32, keys: F32, values: F32, masked: F32 | None) -> F32:
-    """Softmax attention. q [..., M, D], keys and values [..., T, D], `mask` [..., M, T] -> [..., M, D]."""
+def mix(q: F32, keys: F32, values: F32, hidden: NDArray[np.bool_] | None) -> F32:
+    """Softmax attention. q [..., M, D], keys and values [..., T, D], hidden (masked) [..., M, T] -> [..., M, D]."""
     scores = (q * np.float32(q.shape[-1] ** -0.5)) @ keys.swapaxes(-1, -2)
-    if masked is not None:
-        scores += masked
+    if hidden is not None:
+        np.copyto(scores, np.float32(-np.inf), where=hidden)
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     out = scores @ values

@@ -157,7 +157,6 @@ class Reads:
 
     def add(self, stamp: int, payload: bytes) -> None:
         """Keep one read. Raises TooLarge."""
-        self._alive_ns = stamp
         self.room -= len(payload) + READ_COST
         if self.room < 0:
             raise TooLarge(f"the body is longer than {self.limit} bytes")
@@ -340,8 +339,6 @@ def _is_chunked_sse(head: bytes) -> bool:
 
 # A list of one, emptied when the head has come: a new connection keeps a copy of the context for as long as it lives.
 _READS: ContextVar[Sequence[Reads]] = ContextVar("reads", default=())
-
-
 _SERVED = weakref.WeakSet[asyncio.BaseProtocol]()  # of connections that have carried a request
 
 

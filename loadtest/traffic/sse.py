@@ -46,6 +46,12 @@ class SseError(ValueError):
         self.events = events
 
 
+def usual(chunk: bytes) -> bool:
+    """Whether a read is one event of one line of data, with its empty line, and nothing else."""
+    whole = chunk.startswith(b"data: ") and chunk.find(b"\n") == len(chunk) - 2
+    return whole and chunk[-1] == 0x0A and b"\r" not in chunk
+
+
 class Parser:
     """Incremental parser of one stream."""
 
@@ -69,8 +75,7 @@ class Parser:
         if self._error is not None:
             raise SseError(self._error, events)
         # "data: ...\n\n" with nothing pending is the usual read, and goes at a third of the cost.
-        usual = chunk.startswith(b"data: ") and chunk.find(b"\n") == len(chunk) - 2 and b"\r" not in chunk
-        if usual and chunk[-1] == 0x0A and len(chunk) <= self._max_chunk and self.idle:
+        if usual(chunk) and len(chunk) <= self._max_chunk and self.idle:
             self._first_line = False
             return [Event(chunk[6:-2], b"message", self.ignored)]
         if self._after_cr and chunk:

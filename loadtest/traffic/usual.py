@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from loadtest.traffic.sse import usual
+
 TEXT = b'"text":"'
 IDS = b'"token_ids":['
 PLAIN = bytes(c for c in range(0x20, 0x7F) if c not in b'"\\')
@@ -58,8 +60,7 @@ class Shape:
 
 def shape_of(read: bytes) -> Shape | None:
     """The shape of a read with one event of one token, if it has one."""
-    whole = read.startswith(b"data: ") and read.find(b"\n") == len(read) - 2 and read.endswith(b"\n\n")
-    if not whole or b"\r" in read or read.count(TEXT) != 1 or read.count(IDS) != 1:
+    if not usual(read) or read.count(TEXT) != 1 or read.count(IDS) != 1:
         return None
     begin = read.index(TEXT) + len(TEXT)
     end = read.find(b'"', begin)
