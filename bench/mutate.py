@@ -47,6 +47,8 @@ COMMON = (
     "test_verdict",
     "test_analysis_latency",
     "test_analysis_case",
+    "test_gates",
+    "test_noise",
     "test_analysis_document",
     "test_margins",
     "test_pinned",
@@ -65,7 +67,8 @@ FIRST = {  # the tests that are closest to a module run first
     "case": ("test_analysis_case",),
     "client": ("test_analysis_case",),
     "export": ("test_analysis_document", "test_verdict"),
-    "gates": ("test_analysis_case", "test_verdict"),
+    "gates": ("test_gates", "test_verdict"),
+    "noise": ("test_noise", "test_analysis_attribution"),
     "verdict": ("test_verdict",),
     "effects": ("test_verdict",),
 }

@@ -58,7 +58,7 @@ def _coverage(case: Case, book: Ledger, min_swaps: int) -> Iterator[Gate]:
     yield _noise(case)
     yield from _replicas(case, met & case.attribution.judged)
     if any(op.mode == "unload" and op.outcome == "ok" for op in case.history.ops):
-        served = sum(_served_unloaded(case))
+        served = int(_served_unloaded(case).sum())
         words = (
             f"{served} streams were served after the unload of their adapter was acked, and before it was loaded again"
         )
@@ -83,18 +83,18 @@ def _replicas(case: Case, told: Bool) -> Iterator[Gate]:
     yield Gate("replicas_met", not idle, len(idle), 0, words)
 
 
-def _served_unloaded(case: Case) -> Iterator[int]:
-    """Of each acked bare unload: the streams that were sent after it and got tokens before a load."""
+def _served_unloaded(case: Case) -> Bool:
+    """[S] streams that were sent after an acked bare unload of their adapter and got tokens before a load."""
     table, ops, clock = case.history.streams, case.history.ops, case.epsilon
+    out = np.zeros(len(table), bool)
     for op in ops:
         if op.mode == "unload" and op.outcome == "ok" and op.acked and op.adapter in table.adapters:
             loads = [o for o in ops if o.adapter == op.adapter and o.mode != "unload" and o.outcome != "fail"]
             late = (o.invoked for o in loads if o.outcome != "ok" or not o.acked or o.acked + clock >= op.invoked)
             again = min(late, default=NEVER)
             mine = table.adapter == table.adapters.index(op.adapter)
-            yield int(
-                (mine & (table.sent > op.acked + clock) & (table.first > 0) & (table.first + clock < again)).sum()
-            )
+            out |= mine & (table.sent > op.acked + clock) & (table.first > 0) & (table.first + clock < again)
+    return out
 
 
 def _scored(case: Case) -> Iterator[Gate]:

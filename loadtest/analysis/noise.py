@@ -65,7 +65,7 @@ class Noise:
     def unexplained(self) -> bool:
         """Too few strays to accuse anybody, too many for chance."""
         lone = self.leaks > 0 and not self.plain
-        doubted = self.believed == "none" and self.strays > 0 and (lone or self.chance < ALPHA)
+        doubted = self.believed == "none" and (lone or self.chance < ALPHA)
         return doubted or self.believed == "served"
 
 
@@ -99,7 +99,7 @@ def weigh(history: History, tokens: int, plain: int, strays: tuple[int, int], se
         believed = "all"
     elif plain == 0 and alone and _enough(tokens, served, share):
         believed = "served"
-    elif leaks > 1 and binomial_tail(leaks, plain + leaks, COIN) < ALPHA:
+    elif binomial_tail(leaks, plain + leaks, COIN) < ALPHA:
         believed = "leaks"
     return Noise(tokens, plain, count, share, believed, leaks)
 
