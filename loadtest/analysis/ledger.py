@@ -111,16 +111,24 @@ def _rows_of(order: I64, content: np.typing.NDArray[np.int32], code: int) -> I64
 
 def _neighbours(case: Case, op: Op) -> tuple[str, int]:
     """(label in service before the swap, "" for unknown; when its own content is next loaded)."""
-    mine = [o for o in case.history.ops if o.adapter == op.adapter and o.mode != "unload" and o.outcome != "fail"]
-    before = [o.version for o in mine if o.invoked < op.invoked]
-    again = [o.invoked for o in mine if o.version == op.version and o.invoked > op.invoked]
-    return (before[-1] if before else ""), min(again, default=NEVER)
+    before = [o.version for o in _loads(case, op.adapter) if o.invoked < op.invoked]
+    return (before[-1] if before else ""), _again(case, op, op.version)
+
+
+def _loads(case: Case, adapter: str) -> list[Op]:
+    """Loads of one adapter that may have applied."""
+    return [o for o in case.history.ops if o.adapter == adapter and o.mode != "unload" and o.outcome != "fail"]
+
+
+def _again(case: Case, op: Op, label: str) -> int:
+    """When a content of the swap's adapter is next loaded after the swap; NEVER if it is not."""
+    at = (o.invoked for o in _loads(case, op.adapter) if o.version == label and o.invoked > op.invoked)
+    return min(at, default=NEVER)
 
 
 def _drain(case: Case, runs: Runs, old: I64, op: Op, label: str) -> float:
     """From the ack of `op` to the last token of the runs `old` of content `label`, before that is loaded again."""
-    again = [o.invoked for o in case.history.ops if o.adapter == op.adapter and o.version == label]
-    limit = min((at for at in again if at > op.invoked), default=NEVER)
+    limit = _again(case, op, label)
     old = old[runs.begin[old] < limit]
     if not len(old):
         return math.nan
