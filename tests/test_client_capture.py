@@ -110,8 +110,8 @@ def test_stamps_are_those_of_the_reads(loop: Callable[[], asyncio.AbstractEventL
                 with tapping(reads):
                     response = await session.post(server.url)
                 await reads.capture(response)
-                assert b"".join(d for _, d in reads.kept) == b"".join(event([i]) for i in range(5)) + usage(5) + DONE
-                stamps = [t for t, _ in reads.kept]
+                assert b"".join(reads.payloads) == b"".join(event([i]) for i in range(5)) + usage(5) + DONE
+                stamps = list(reads.stamps)
                 assert len(stamps) >= 3  # the usage chunk may share a read
                 assert stamps == sorted(set(stamps))
                 assert 0 < reads.head_ns < stamps[0]
@@ -138,7 +138,7 @@ def test_a_connection_that_stays_keeps_nothing_of_its_first_stream(
             response = await session.post(url)
         await reads.capture(response)
         response.release()
-        assert reads.kept
+        assert reads.payloads
         return weakref.ref(reads)
 
     async def main() -> None:
@@ -191,7 +191,7 @@ def test_a_long_read_is_taken_in_slices_and_the_connection_stays(
                     response = await session.post(server.url)
                 await reads.capture(response)
                 response.release()
-                assert b"".join(d for _, d in reads.kept) == bytes(97 + i % 26 for i in range(100_000))
+                assert b"".join(reads.payloads) == bytes(97 + i % 26 for i in range(100_000))
             assert server.connections == 1
 
     with asyncio.Runner(loop_factory=loop) as runner:
@@ -210,7 +210,7 @@ def test_what_waits_when_the_connection_ends_is_not_lost(loop: Callable[[], asyn
                 response = await session.post(server.url)
             with pytest.raises(ConnectionResetError, match="inside a chunk-coded body"):
                 await reads.capture(response)
-            assert sum(len(d) for _, d in reads.kept) == 30_000
+            assert sum(map(len, reads.payloads)) == 30_000
             response.close()
 
     with asyncio.Runner(loop_factory=loop) as runner:
@@ -278,8 +278,8 @@ def test_a_tap_keeps_the_payload_however_it_was_split(payloads: list[bytes], cut
         return reads
 
     reads = asyncio.run(main())
-    assert b"".join(d for _, d in reads.kept) == b"".join(payloads)
-    stamps = [t for t, _ in reads.kept]
+    assert b"".join(reads.payloads) == b"".join(payloads)
+    stamps = list(reads.stamps)
     assert stamps == sorted(stamps)
     assert reads.last_ns == (stamps[-1] if stamps else reads.head_ns)
     assert kept.got == CHUNKED + LAST_CHUNK
@@ -317,7 +317,7 @@ def test_a_usual_read_over_the_limit_is_too_large_as_well() -> None:
         tap.data_received(b"a\r\n0123456789\r\n")
     assert broken
     assert isinstance(reads.error, TooLarge)
-    assert len(reads.kept) == 3
+    assert len(reads.stamps) == len(reads.payloads) == 3
 
 
 @pytest.mark.parametrize("more", [0, 1])
@@ -384,7 +384,7 @@ def test_interim_answers_up_to_their_limit_are_skipped(more: int) -> None:
                 response = await session.post(server.url)
             await reads.capture(response)
             response.close()
-            assert b"".join(d for _, d in reads.kept) == event([1]) + DONE
+            assert b"".join(reads.payloads) == event([1]) + DONE
 
     if more:
         with pytest.raises(aiohttp.ClientError):

@@ -19,7 +19,7 @@ from loadtest.traffic import decode as decode_module
 from loadtest.traffic.ask import Ask
 from loadtest.traffic.decode import Decoded, Ending, Exchange, decode, decoding
 from loadtest.traffic.sse import Parser
-from loadtest.traffic.usual import shape_of
+from loadtest.traffic.usual import LONGEST, shape_of
 from loadtest.traffic.words import Redactor, ServerError, error_of, excerpt, shown, without_secrets
 
 SENT = 1_000_000_000
@@ -30,7 +30,7 @@ def ask(max_tokens: int = 4, **more: object) -> Ask:
 
 
 def exchange(data: bytes | list[bytes], ending: Ending = "end", **more: object) -> Exchange:
-    reads = [data] if isinstance(data, bytes) else data
+    payloads = [data] if isinstance(data, bytes) else data
     fields: dict = {
         "ask": ask(),
         "sent_ns": SENT,
@@ -38,7 +38,8 @@ def exchange(data: bytes | list[bytes], ending: Ending = "end", **more: object) 
         "ended_ns": SENT + 10**9,
         "status": 200,
         "content_type": "text/event-stream; charset=utf-8",
-        "reads": [(SENT + 1_000_000 * (i + 1), d) for i, d in enumerate(reads)],
+        "stamps": [SENT + 1_000_000 * (i + 1) for i in range(len(payloads))],
+        "payloads": payloads,
         "ending": ending,
     }
     return Exchange(**(fields | more))
@@ -268,9 +269,9 @@ def test_the_first_and_the_last_of_three_tokens() -> None:
 
 def test_arrivals_are_rounded_up_and_stay_within_their_column() -> None:
     late = 2**32
-    stamps = [-1, 999, 1000, (late - 1) * 1000, late * 1000, 2 * late * 1000]
-    reads = [(SENT + s, event([i])) for i, s in enumerate(stamps)]
-    assert list(judged(b"", reads=reads).arrivals) == [0, 1, 1, late - 1, late - 1, late - 1]
+    stamps = [SENT + s for s in (-1, 999, 1000, (late - 1) * 1000, late * 1000, 2 * late * 1000)]
+    found = judged([event([i]) for i in range(6)], stamps=stamps)
+    assert list(found.arrivals) == [0, 1, 1, late - 1, late - 1, late - 1]
 
 
 def test_words_of_a_record_are_cut_at_their_limits() -> None:
@@ -530,19 +531,44 @@ def test_a_shape_takes_any_text_and_id_that_json_would() -> None:
     shape = shape_of(b'data: {"choices":[{"text":"","token_ids":[7]}]}\n\n')
     assert shape is not None
     made = b'data: {"choices":[{"text":"%s","token_ids":[%s]}]}\n\n'
-    assert shape.token(made % (b" a~", b"0")) == (0, True)
-    assert shape.token(made % (b"", b"2147483647")) == (2**31 - 1, False)
-    for word, number in (
-        (b"", b"2147483648"),
-        (b"", b"07"),
-        (b"", b""),
-        (b"\x1f", b"1"),
-        (b"\x80", b"1"),
-        (b"a", b"1" * 11),
+    good = [(b" a~", b"0"), (b"", b"2147483647"), (b"}", b"10")]
+    good += [(b"x" * LONGEST, b"1")]
+    ids, texts = shape.tokens([made % pair for pair in good])
+    assert (list(ids), texts) == ([0, 2**31 - 1, 10, 1], [b" a~", b"", b"}", b"x" * LONGEST])
+    assert shape.tokens([]) == (array("i"), [])
+    for odd in (
+        *(made % (b"", number) for number in (b"2147483648", b"07", b"", b"-1", b"1" * 11, b"1" * 5000, b"1_0")),
+        *(made % (word, b"1") for word in (b"\x1f", b"\x80", b"\\n", b'a"', b'","token_ids":[5', b"x" * (LONGEST + 1))),
+        made[:-2] % (b"a", b"1"),
+        made[6:] % (b"a", b"1"),
+        b'data: {"choices":[{"text":"a"]}]}\n\n',
+        b'data: {"choices":[{"text":"]}]}\n\n',
+        b"",
     ):
-        assert shape.token(made % (word, number)) is None
-    assert shape.token(made[:-2] % (b"a", b"1")) is None
-    assert shape.token(b'data: {"choices":[{"text":"a"]}]}\n\n') is None
+        for before in range(4):
+            reads = [made % (b"b", b"8")] * before + [odd] + [made % (b"c", b"9")] * 3
+            ids, texts = shape.tokens(reads)
+            assert list(ids) == [8] * len(texts)
+            assert min(before, 1) <= len(ids) <= before
+
+
+@given(st.lists(st.sampled_from(TEXTS[:3]) | st.sampled_from(TEXTS[:5]), min_size=1, max_size=300), st.data())
+@settings(max_examples=50, deadline=None)
+def test_long_runs_of_usual_reads_mean_what_the_parser_says(words: list[bytes], data: st.DataObject) -> None:
+    numbers = [b"%d" % i for i in range(len(words))]
+    for place in data.draw(st.lists(st.integers(0, len(words) - 1), max_size=3)):
+        numbers[place] = data.draw(st.sampled_from(IDS))
+    reads = [SPOKEN % (w, b"null", n, b"", b"", b"\n\n") for w, n in zip(words, numbers, strict=True)]
+    assert judged([*reads, DONE]) == parsed([*reads, DONE])
+
+
+def test_a_long_read_among_usual_ones_is_cut_for_the_parser() -> None:
+    """Each of its parts is work after which others may have their turn."""
+    usual = SPOKEN % (b" word", b"null", b"7", b"", b"", b"\n\n")
+    reads = [usual, usual, SPOKEN % (b"x" * 100_000, b"null", b"8", b"", b"", b"\n\n"), usual]
+    assert judged(reads) == parsed(reads)
+    steps = [len(list(decoding(exchange(r), Redactor()))) for r in (reads, reads[:2] + reads[3:])]
+    assert steps[0] > steps[1]
 
 
 def test_the_usual_reads_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -597,8 +623,8 @@ def test_a_truth_value_is_no_token_id(ids: bytes) -> None:
 )
 def test_arrivals_are_rounded_up_and_kept_within_their_column(late_ns: int, us: int) -> None:
     """Beside others: one that does not fit changes none of them."""
-    reads = [(SENT + late_ns, event([11])), (SENT + 1_000_001, event([12], "length"))]
-    assert list(judged([], reads=reads).arrivals) == [us, 1001]
+    found = judged([event([11]), event([12], "length")], stamps=[SENT + late_ns, SENT + 1_000_001])
+    assert list(found.arrivals) == [us, 1001]
 
 
 def test_usual_reads_leave_others_their_turn_as_well() -> None:

@@ -86,7 +86,8 @@ def verdict(loads: list[Load], streams: list[Stream], cut: Callable[[Reads], Rea
             reads = cut(body(stream))
             ask = Ask(i, "a", [1, 2], len(stream.tokens))
             sent = ns(stream.sent) - 5 * MS
-            found = decode(Exchange(ask, sent, sent, reads[-1][0], 200, "text/event-stream", reads, "end"))
+            at, data = zip(*reads, strict=True)
+            found = decode(Exchange(ask, sent, sent, at[-1], 200, "text/event-stream", at, data, "end"))
             assert found.record.outcome == "ok", found.record.detail
             journal.stream(found.record, found.ids, found.arrivals, found.prompt)
         journal.emit(records.Health(ORIGIN, ns(100), 1.0, 2.0, 0.1, 1))

@@ -212,11 +212,11 @@ class Wire(Fault):
             kept = self.tokens(n)
             events = [_chunk(1000 + i, i == n - 1) for i in kept]
             reads = list(zip([stream.at[min(i, n - 1)] for i in kept], events, strict=True))
-            reads = self.wrap(reads, n)
+            at, data = zip(*self.wrap(reads, n), strict=True)
             found = decode(
                 Exchange(
-                    Ask(1, stream.adapter, [1], n), stream.sent, stream.admitted, reads[-1][0], 200,
-                    "text/event-stream", reads, self.ending,
+                    Ask(1, stream.adapter, [1], n), stream.sent, stream.admitted, at[-1], 200,
+                    "text/event-stream", at, data, self.ending,
                 )
             ).record  # fmt: skip
             stream.made = [stream.made[i] for i in kept][: found.tokens]

@@ -26,6 +26,7 @@ import contextlib
 import os
 import re
 import weakref
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -39,7 +40,7 @@ MAX_TRAILERS = 64 * 1024
 MAX_KNOWN = 64  # events of one stream come in a few sizes
 MAX_INTERIM = 32  # guessed: one 100 and a few 103 are usual
 SLICE = 8 * 1024  # bytes taken in one go
-READ_COST = 96  # bytes that a kept read takes beside its payload: a tuple, an int, a bytes object
+READ_COST = 64  # bytes that a kept read takes beside its payload: the head of a bytes object, a pointer, a stamp
 
 LAST_CHUNK = b"0\r\n\r\n"
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,12}[ \t]*(;.*)?", re.DOTALL)
@@ -117,7 +118,7 @@ class Dechunker:
 
 
 class Reads:
-    """The reads of one response: (stamp in ns, payload), in order."""
+    """The reads of one response: stamps in ns and payloads, in order, as many of one as of the other."""
 
     __slots__ = (
         "__weakref__",
@@ -126,16 +127,18 @@ class Reads:
         "_over",
         "_waiter",
         "head_ns",
-        "kept",
         "limit",
         "now_ns",
+        "payloads",
         "reused",
         "room",
+        "stamps",
     )
 
     def __init__(self, limit: int, now_ns: Callable[[], int]) -> None:
         """At most `limit` bytes are kept."""
-        self.kept: list[tuple[int, bytes]] = []
+        self.stamps = array("q")
+        self.payloads: list[bytes] = []
         self.head_ns = 0  # 0: no tap has seen a head
         self.reused = False  # the connection had served before, and not a byte has come on it since
         self.now_ns = now_ns
@@ -149,7 +152,7 @@ class Reads:
     @property
     def last_ns(self) -> int:
         """The last sign of life, at first the start."""
-        return max(self._alive_ns, self.kept[-1][0]) if self.kept else self._alive_ns
+        return max(self._alive_ns, self.stamps[-1]) if self.stamps else self._alive_ns
 
     def alive(self, stamp: int) -> None:
         """A sign of life that is no read."""
@@ -160,7 +163,8 @@ class Reads:
         self.room -= len(payload) + READ_COST
         if self.room < 0:
             raise TooLarge(f"the body is longer than {self.limit} bytes")
-        self.kept.append((stamp, payload))
+        self.stamps.append(stamp)
+        self.payloads.append(payload)
 
     def end(self, error: Exception | None = None) -> None:
         """The body is over; the first call counts."""
@@ -212,7 +216,8 @@ class Tap(asyncio.Protocol):
             room = reads.room - len(data) - READ_COST
             if room >= 0:
                 reads.room = room
-                reads.kept.append((stamp, data[len(line) : -2]))
+                reads.stamps.append(stamp)
+                reads.payloads.append(data[len(line) : -2])
                 return
         receive = self._receive
         receive(data)

@@ -198,7 +198,8 @@ class StreamClient:
             ended_ns=self._now_ns(),
             status=state.status,
             content_type=state.content_type,
-            reads=reads.kept,
+            stamps=reads.stamps,
+            payloads=reads.payloads,
             ending=state.ending,
             words=state.words,
         )

@@ -17,8 +17,9 @@ Rules
 
 from __future__ import annotations
 
+import itertools
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -46,6 +47,7 @@ MAX_DETAIL = 300
 MAX_FINISH = 40
 BREACHES = 1000
 STEP = 16 * 1024  # bytes: a millisecond for usual events, a few for the worst
+MANY = 32  # usual reads understood in one go: a few kB, which stay in the processor's cache
 TRIES = 4  # to find a shape: the first events may hold a role, or the prompt's ids
 EVENT_BYTES = 128 * 1024  # that an event may have beside what its tokens need
 _U32 = 2**32 - 1
@@ -61,7 +63,8 @@ class Exchange:
     ended_ns: int
     status: int  # 0 without a response head
     content_type: str
-    reads: Sequence[tuple[int, bytes]]  # (stamp, bytes) as read, transfer and content codings undone
+    stamps: Sequence[int]  # of the reads
+    payloads: Sequence[bytes]  # of the reads, transfer and content codings undone
     ending: Ending
     words: str = ""  # about the ending, for humans
 
@@ -187,7 +190,7 @@ def _read_events(x: Exchange, tally: _Tally) -> Iterator[None]:
     parser = Parser(max_line=bound, max_event=bound)
     work = 0
     try:
-        for stamp, events in parse_reads(_unusual(_pieces(x.reads), parser, tally), parser):
+        for stamp, events in parse_reads(_unusual(x, parser, tally), parser):
             for event in events:
                 work += len(event.data)
                 try:
@@ -206,29 +209,39 @@ def _read_events(x: Exchange, tally: _Tally) -> Iterator[None]:
         tally.blame("protocol", "bytes that are no comment follow [DONE]")
 
 
-def _unusual(reads: Iterable[tuple[int, bytes]], parser: Parser, tally: _Tally) -> Iterator[tuple[int, bytes]]:
+def _unusual(x: Exchange, parser: Parser, tally: _Tally) -> Iterator[tuple[int, bytes]]:
     """The reads that `parser` has to see, and empty ones for a pause; what the others say goes to `tally`."""
     shape: Shape | None = None
-    tries = count = 0
+    tries = at = 0
     usual = False  # nothing is pending, and the stream is in its middle
-    for stamp, data in reads:
-        found = shape.token(data) if usual and shape is not None else None
-        if found is None:
-            yield stamp, data  # the parser has it, and `tally` what it says, when this goes on
-            usual = parser.idle and not tally.finish and tally.done is None
-            if shape is None and usual and tries < TRIES:
-                tries += 1
-                shape = _proven(shape_of(data))
-            continue
-        tally.has_ids = True
-        tally.chunks += 1
-        tally.ids.append(found[0])
-        tally.stamps.append(stamp)
-        if found[1]:
-            tally.texts.append(stamp)
-        count += 1
-        if count % 16 == 0:
-            yield stamp, b""
+    many = MANY  # reads looked at in one go: twice as many as were understood the last time
+    while at < len(x.payloads):
+        if shape is not None and usual:
+            ids, texts = shape.tokens(x.payloads[at : at + many])
+            if ids:
+                _take(ids, texts, x.stamps[at : at + len(ids)], tally)
+                at += len(ids)
+                many = min(2 * len(ids), MANY)
+                yield x.stamps[at - 1], b""
+                continue
+            many = max(1, many // 2)
+        stamp, data = x.stamps[at], x.payloads[at]
+        at += 1
+        for begin in range(0, max(1, len(data)), STEP):  # a megabyte of blank lines takes a second
+            yield stamp, data[begin : begin + STEP]  # the parser has it, and `tally` what it says, when this goes on
+        usual = parser.idle and not tally.finish and tally.done is None
+        if shape is None and usual and tries < TRIES:
+            tries += 1
+            shape = _proven(shape_of(data))
+
+
+def _take(ids: array[int], texts: Sequence[bytes], stamps: Sequence[int], tally: _Tally) -> None:
+    """What usual reads say: one id each, and perhaps text."""
+    tally.has_ids = True
+    tally.chunks += len(ids)
+    tally.ids.extend(ids)
+    tally.stamps.extend(stamps)
+    tally.texts.extend(stamps if all(texts) else itertools.compress(stamps, texts))
 
 
 def _proven(shape: Shape | None) -> Shape | None:
@@ -243,15 +256,6 @@ def _proven(shape: Shape | None) -> Shape | None:
         if said != expected:
             return None
     return shape
-
-
-def _pieces(reads: Sequence[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    """The reads, long ones in parts: a read of blank lines alone takes a second for a megabyte."""
-    for stamp, data in reads:
-        if len(data) <= STEP:
-            yield stamp, data
-        else:
-            yield from ((stamp, data[at : at + STEP]) for at in range(0, len(data), STEP))
 
 
 def _event(event: Event, stamp: int, tally: _Tally) -> None:
@@ -345,7 +349,7 @@ def _judge(x: Exchange, tally: _Tally, text_only: bool) -> tuple[str, str]:
     """(reason, detail); ("", "") when the stream is complete."""
     if x.status == 0:
         return ("refused" if x.ending in ("end", "close", "cut") else x.ending), x.words
-    body = b"".join(data for _, data in x.reads) if not _is_sse(x.content_type) or x.status != 200 else b""
+    body = b"".join(x.payloads) if not _is_sse(x.content_type) or x.status != 200 else b""
     if x.status != 200:
         return "rejected", f"HTTP {x.status}: {_words(body)}" + (f" ({x.words})" if x.words else "")
     if not _is_sse(x.content_type):

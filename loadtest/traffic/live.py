@@ -165,7 +165,7 @@ class Live:
         """Totals, and what happened since the last call; JSON-able, small whatever the load."""
         now = self._now_ns()
         gaps, longest = self._gaps(now)
-        reading = sum(len(r.kept) for r in self.reads)
+        reading = sum(len(r.stamps) for r in self.reads)
         per_read = self._tokens / self._chunks if self._chunks else 1.0
         message: Message = {
             "at_ns": now,
@@ -187,7 +187,7 @@ class Live:
         each = GAPS // max(1, min(CHOSEN, len(open_now)))
         for reads in random.sample(open_now, min(CHOSEN, len(open_now))):
             later = 0
-            for stamp, _ in reads.kept[: -each - 2 : -1]:
+            for stamp in reads.stamps[: -each - 2 : -1]:
                 if later:
                     out[bin_of((later - stamp) / 1e6)] += 1
                 if stamp < self._since:

@@ -28,6 +28,8 @@ class Redactor:
 
     def __call__(self, text: str, limit: int) -> str:
         """`text` on one line, without secrets and control characters, at most `limit` characters."""
+        if not text:
+            return text
         text = text[:LONGEST]
         for secret in self._secrets:
             text = text.replace(secret, "***")
