@@ -11,9 +11,6 @@ import pytest
 from minihistory import history, ns
 
 from loadtest.analysis.export import plain
-from loadtest.analysis.gaps import gaps
-from loadtest.analysis.ledger import ledger
-from loadtest.analysis.timeline import APART, NEVER, floor, lookup, timeline
 from loadtest.analysis.verdict import Require, judge, to_json
 from loadtest.calibration import Calibration
 from loadtest.history import History
@@ -183,69 +180,6 @@ def test_effects_leave_out_what_was_never_answered() -> None:
     d = document(text + "load a v30 90000 - info real")["effects"]["ack_ms"]
     assert (d["real"], d["sham"], d["real_minus_sham"]) == (10.0, 30.0, -20.0)
     assert d["interval"] == [-20.0, -20.0]
-
-
-# Loads as intervals
-
-
-def test_clocks_of_two_boots_make_everything_concurrent() -> None:
-    h = history(LOADS + "engine e1 other")
-    assert (timeline(h, 5).epsilon, timeline(history(LOADS), 5).epsilon) == (APART, 5)
-    assert timeline(replace(history(LOADS), runs=()), 5).epsilon == 5
-
-
-def test_loads_are_sorted_by_content_and_start_and_lost_ones_never_end() -> None:
-    line = timeline(
-        history("declare a v9\nload a v1 10 12 ok operator\nload a v0 20 - info\nload a v1 5 7 fail\nload b v0 1 2 ok")
-    )
-    assert line.contents.labels == (("a", "v0"), ("a", "v1"), ("a", "v9"), ("b", "v0"))
-    assert line.content.tolist() == [0, 1, 1, 2, 3]
-    assert line.start.tolist() == [ns(20), ns(5), ns(10), -NEVER, ns(1)]
-    assert line.end.tolist() == [NEVER, ns(7), ns(12), -NEVER + 1, ns(2)]
-    assert (line.of(1).tolist(), line.of(1, refused=True).tolist()) == ([2], [1])
-    assert line.unknown_from.tolist() == [NEVER, NEVER, NEVER]
-    look = lookup(line)
-    assert look.rows.tolist() == [0, 2, 3, 4]
-    assert look.first_start.tolist() == [ns(20), ns(10), -NEVER, ns(1)]
-    assert look.first_info.tolist() == [ns(20), NEVER, NEVER, NEVER]
-
-
-def test_the_newest_load_of_a_content_begun_by_a_moment() -> None:
-    look = lookup(timeline(history("load a v0 0 50 ok\nload a v0 10 12 ok\nload a v1 20 22 ok\nload a v0 30 32 ok")))
-
-    def asked(content: int, at: float) -> tuple[int, int]:
-        c, t = np.array([content], np.int32), np.array([ns(at)], np.int64)
-        return int(look.newest(c, t)[0]), int(look.latest(c, t)[0])
-
-    assert [asked(0, t)[0] for t in (-1, 0, 9.999, 10, 29.999, 30, 99)] == [-1, 0, 0, 1, 1, 2, 2]
-    assert [asked(1, t)[0] for t in (19.999, 20, 99)] == [-1, 3, 3]
-    assert [asked(0, t)[1] for t in (-1, 0, 10, 30)] == [-NEVER, ns(50), ns(50), ns(50)]
-    assert [asked(1, t)[1] for t in (19.999, 20)] == [-NEVER, ns(22)]
-
-
-def test_a_stream_must_see_the_newest_load_acked_before_it_was_sent() -> None:
-    """v1 is asked for first and acked last: from 20 on v2 counts, and v1's later ack does not take that back."""
-    line = timeline(
-        history(LOADS + "load a v1 10 40 ok\nload a v2 15 20 ok\nload a bad:x 50 51 ok bad\nload a v3 60 - info")
-    )
-    below = floor(line, 0)
-    names = [op.version if op else "" for op in line.ops]
-
-    def seen(at: float, epsilon: int = 0) -> tuple[int, str]:
-        start, load = below.at(np.array([ns(at)]), epsilon)
-        return int(start[0]), names[int(load[0])] if load[0] >= 0 else ""
-
-    assert [seen(t)[1] for t in (1, 1.001, 20, 20.001, 40.001, 55, 99)] == ["", "v0", "v0", "v2", "v2", "v2", "v2"]
-    assert (seen(1)[0], seen(21)[0]) == (-NEVER, ns(15))
-    assert (seen(20.002, 2000)[1], seen(20.003, 2000)[1]) == ("v0", "v2")
-
-
-def test_an_adapter_without_a_load_has_no_floor_and_no_ledger() -> None:
-    h = history("stream a 5: x*3")
-    below = floor(timeline(h), 0)
-    assert [x.tolist() for x in below.at(h.streams.sent, 0)] == [[-NEVER], [-1]]
-    case = judge(h, Require()).case
-    assert len(ledger(case, gaps(case), []).ack) == 0
 
 
 def test_a_stamps_error_is_the_worse_of_what_was_said_and_what_was_measured() -> None:

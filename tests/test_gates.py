@@ -165,6 +165,7 @@ def test_the_last_setup_of_an_adapter_counts(second: str, refused: int) -> None:
 
 def unloaded(text: str, epsilon: float = 0) -> tuple[float, bool] | None:
     found = gate_of(history(LOADS + text), "unloaded", epsilon=round(epsilon * 1e6))
+    assert found is None or found.limit == 0
     return None if found is None else (found.value, found.ok)
 
 
@@ -207,6 +208,8 @@ def test_a_stream_sent_after_an_unload_must_get_no_token(stream: str, served: in
         ("a v1 20 35 fail", 1),
         ("a v1 20 35 ok", 0),
         ("a v1 50 51 ok", 1),
+        ("a v1 44 46 ok\nload a v2 60 61 ok", 0),
+        ("a v1 20 29 ok\nload a v2 60 61 ok", 1),
     ],
 )
 def test_a_load_that_may_have_come_after_the_unload_explains_what_is_served(load: str, served: int) -> None:

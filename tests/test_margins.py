@@ -160,7 +160,7 @@ def test_the_early_traffic_decides_whether_margins_mean_anything(early: float, m
     recorded = scored(lines("stream a 1600: x*10"), {A0: "#" * 10, A1: "." * 10, A2: "#" * 10}, early=early)
     assert trust(recorded).method == method
     verdict = judge(recorded, Require(level="safe"))
-    assert [g.ok for g in verdict.gates if g.name == "scored"] == [bool(method)]
+    assert [(g.ok, g.value) for g in verdict.gates if g.name == "scored"] == [(bool(method), PROOF + 1)]
     if not method:
         assert verdict.status == "UNKNOWN"
         assert not verdict.case.attribution.judged.any()
@@ -189,7 +189,9 @@ def test_references_decide_on_an_engine_that_repeats_itself() -> None:
     recorded = lines("stream a 1600: x*12")
     assert runs(references(recorded, {A0: 3, A1: 12, A2: 5})) == [("v1", 5, 11)]
     assert runs(references(recorded, {A0: 3, A1: 8, A2: 5})) == [("v1", 5, 7), ("another version", 8, 11)]
-    assert open_case(references(recorded, {A0: 3, A1: 12, A2: 5})).attribution.method["a"] == "reference"
+    verdict = judge(references(recorded, {A0: 3, A1: 12, A2: 5}), Require())
+    assert verdict.case.attribution.method["a"] == "reference"
+    assert [(g.ok, g.value) for g in verdict.gates if g.name == "scored"] == [(True, PROOF + 1)]  # streams scored
 
 
 def test_one_early_stream_that_differs_takes_references_away() -> None:
