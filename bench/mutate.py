@@ -194,19 +194,21 @@ def killed(mutant: Mutant | None, module: str) -> bool:
     """Run the tests on a mutant in a child; does any fail, or time out?"""
     pid = os.fork()
     if pid == 0:
-        _child(mutant, module)
+        if mutant is not None:
+            sys.meta_path.insert(0, Finder(mutant))
+        child(mutant, module, ROOT)
     return os.waitpid(pid, 0)[1] != 0
 
 
-def _child(mutant: Mutant | None, module: str) -> None:
+def child(mutant: Mutant | None, module: str, folder: Path) -> None:
+    """Run the tests in `folder` and exit; quiet about a mutant's."""
     import pytest
 
     null = os.open(os.devnull, os.O_WRONLY)
     if mutant is not None:
         os.dup2(null, 1)
         os.dup2(null, 2)
-        sys.meta_path.insert(0, Finder(mutant))
-    os.chdir(ROOT)
+    os.chdir(folder)
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
     code = 1
     quick = ["-x", "-q", "-p", "no:cacheprovider", "--timeout=0", "-W", "ignore::pytest.PytestAssertRewriteWarning"]

@@ -258,14 +258,15 @@ def test_refused() -> None:
         record = one(script)
         assert (record.outcome, record.reason, record.status) == ("fail", "refused", 0), record.detail
 
-    async def nobody(client: StreamClient, memory: Memory, server: RawServer) -> None:
+    async def nobody() -> Stream:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
-            client._url = f"http://127.0.0.1:{s.getsockname()[1]}/v1/completions"
-            record = await client.stream(ask())
-        assert (record.outcome, record.reason) == ("fail", "refused")
+            async with open_session({}, 5) as session:
+                return await StreamClient(session, f"http://127.0.0.1:{s.getsockname()[1]}", Memory()).stream(ask())
 
-    play(close, nobody)
+    record = asyncio.run(nobody())
+    assert (record.outcome, record.reason) == ("fail", "refused")
+    assert "Connect call failed" in record.detail
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])

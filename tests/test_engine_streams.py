@@ -14,7 +14,7 @@ import pytest
 from rawserver import CHUNKED, LAST_CHUNK, Call, RawServer, completion
 
 from loadtest import history, journal, records
-from loadtest.errors import FeatureOff
+from loadtest.errors import FeatureOff, LoadtestError, UsageError
 from loadtest.traffic.client import StreamClient, open_session
 from loadtest.traffic.director import Director, Emit, Message
 from loadtest.traffic.pulse import Pulse
@@ -184,6 +184,72 @@ def test_a_hotfix_without_setup_is_answered() -> None:
     asyncio.run(found.hotfix(9, "a", None))
     assert (sent[0]["op"], sent[0]["id"], sent[0]["ok"]) == ("hotfix_done", 9, False)
     assert "came before" in sent[0]["message"]
+
+
+def test_a_setup_that_breaks_is_said_and_passes_on() -> None:
+    found, sent, _, _ = director(ZeroDivisionError("a bug"))
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(found.setup({}))
+    assert sent == [{"op": "setup_done", "ok": False, "error": "ZeroDivisionError: a bug", "exit_code": 70}]
+
+
+def test_a_second_setup_is_refused_and_the_first_stays() -> None:
+    found, sent, _, made = director()
+
+    async def main() -> None:
+        await found.setup({})
+        await found.setup({})
+        await found.rollback()
+
+    asyncio.run(main())
+    assert [(m["ok"], m["error"]) for m in sent] == [(True, ""), (False, "'setup' came twice")]
+    assert made[0].calls == ["setup", "rollback"]
+
+
+def test_a_play_that_cannot_be_ends_as_an_error() -> None:
+    found, sent, _, _ = director()
+    with pytest.raises(LoadtestError, match="came before 'setup'"):
+        asyncio.run(found.play())
+    assert sent == [{"op": "play_done", "reason": "error"}]
+
+
+def test_a_refused_hotfix_says_why_and_each_hotfix_has_its_own_answer() -> None:
+    found, sent, _, made = director()
+
+    async def main() -> None:
+        await found.setup({})
+        await found.hotfix(1, "a", "v1")
+        made[0].hotfix = broken
+        await found.hotfix(2, "b", None)
+
+    async def broken(adapter: str, version: str | None) -> None:
+        raise UsageError("no such adapter")
+
+    asyncio.run(main())
+    assert (sent[2]["id"], sent[2]["ok"], "message" in sent[2], sent[2]["message"]) == (1, True, True, "words")
+    assert {k: sent[3][k] for k in ("id", "ok", "adapter", "outcome", "reason", "message")} == {
+        "id": 2,
+        "ok": False,
+        "adapter": "b",
+        "outcome": "fail",
+        "reason": "not_sent",
+        "message": "no such adapter",
+    }
+
+
+def test_a_swap_that_nobody_answered_has_no_latency() -> None:
+    found, sent, _, _ = director()
+    found.emit(records.Invoke(1, "a", "inplace", "v1", "/p", "real", "operator", 1_000_000))
+    found.emit(records.Ack(1, "info", 0, 0, "timeout", ""))
+    found.emit(records.Ack(1, "ok", 2_000_000, 200, "", ""))  # its second end is none
+    found.emit(records.Ack(9, "ok", 2_000_000, 200, "", ""))
+    assert [(m["op"], m["swap"], m["outcome"], m["ack_ms"], m["n"]) for m in sent] == [("swap", 1, "info", None, 1)]
+    assert (sent[0]["invoked_ns"], sent[0]["acked_ns"], sent[0]["by"], sent[0]["mode"]) == (
+        1_000_000,
+        0,
+        "operator",
+        "inplace",
+    )
 
 
 def test_the_pulse_sees_a_late_loop() -> None:

@@ -1,0 +1,277 @@
+"""What Streams says of its streams: results, counts, a dead target, the end. The client answers by a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from loadtest.records import Stream
+from loadtest.traffic import streams
+from loadtest.traffic.ask import Ask
+from loadtest.traffic.fleet import Spread
+from loadtest.traffic.streams import Message, Streams
+
+MS = 1_000_000
+OK = Stream(
+    stream=0,
+    adapter="a",
+    user="u",
+    intended_ns=0,
+    sent_ns=1_000 * MS,
+    max_tokens=4,
+    ignore_eos=True,
+    head_ns=0,
+    first_ns=1_002 * MS,
+    last_ns=1_004 * MS,
+    ended_ns=1_005 * MS,
+    status=200,
+    outcome="ok",
+    reason="",
+    detail="",
+    finish="length",
+    done=True,
+    tokens=4,
+    offset=0,
+    chunks=4,
+    usage=4,
+)
+REFUSED = replace(OK, outcome="fail", reason="refused", detail="nobody there", status=0, first_ns=0, tokens=0)
+STALLED = replace(REFUSED, outcome="info", reason="stalled")
+
+Answer = Callable[[Ask], Awaitable[Stream]]
+
+
+@dataclass
+class Rig:
+    """Streams, and what it said; `answer` is the client's, `healthy` the target's, `now` the clock."""
+
+    answer: Answer
+    healthy: list[bool] = field(default_factory=list)
+    spread: Spread = field(default_factory=Spread)
+    now: int = 0
+    results: list[Message] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    asks: list[Ask] = field(default_factory=list)
+    looks: int = 0
+
+    def __post_init__(self) -> None:
+        self.streams = Streams(self, self.results.append, self._health, self._note, lambda: self.now)
+
+    async def stream(self, ask: Ask) -> Stream:
+        self.asks.append(ask)
+        return await self.answer(ask)
+
+    async def _health(self) -> bool:
+        self.looks += 1
+        return self.healthy.pop(0)
+
+    def _note(self, what: str, detail: str) -> None:
+        self.notes.append((what, detail))
+
+    def ask(self, number: int = 1, **more: object) -> None:
+        self.streams.ask({"id": number, "adapter": "a", "prompt": [1], "max_tokens": 4, "user": "u", **more})
+
+    async def each(self, *records: Stream) -> None:
+        """One stream after another that ends with these records, and whatever follows from their ends."""
+        for record in records:
+            self.answer = always(record)
+            self.ask()
+            for _ in range(6):
+                await asyncio.sleep(0)
+
+    @property
+    def died(self) -> list[Message]:
+        return [m for m in self.results if m["op"] == "target_died"]
+
+
+def always(record: Stream) -> Answer:
+    async def answer(ask: Ask) -> Stream:
+        return record
+
+    return answer
+
+
+async def for_ever(ask: Ask) -> Stream:
+    await asyncio.Event().wait()
+    raise AssertionError("it waits for ever")
+
+
+def test_a_result_says_what_the_record_says() -> None:
+    rig = Rig(always(OK))
+
+    async def main() -> None:
+        await rig.each(OK, replace(REFUSED, first_ns=0))
+
+    asyncio.run(main())
+    good, refused = rig.results
+    who = {"op": "result", "id": 1, "adapter": "a", "user": "u"}
+    told = {"outcome": "ok", "reason": "", "detail": "", "tokens": 4, "ttft_ms": 2.0, "e2el_ms": 5.0}
+    assert good == {**who, "stream": 1, **told}
+    told = {"outcome": "fail", "reason": "refused", "detail": "nobody there", "tokens": 0, "ttft_ms": None}
+    assert refused == {**who, "stream": 2, **told, "e2el_ms": 5.0}
+
+
+def test_every_outcome_is_counted() -> None:
+    rig = Rig(always(OK))
+
+    async def main() -> None:
+        await rig.each(OK, REFUSED, STALLED, OK, OK, REFUSED)
+        rig.answer = for_ever
+        rig.ask(1)
+        assert rig.streams.open == 1
+        await rig.streams.drain(0)
+        assert rig.streams.open == 0
+
+    asyncio.run(main())
+    counts = rig.streams.counts
+    assert (counts.sent, counts.ok, counts.fail, counts.info, counts.tokens) == (7, 3, 2, 2, 12)
+
+
+def test_what_a_message_may_leave_out_and_what_extra_says_of_the_rest() -> None:
+    rig = Rig(always(OK), spread=Spread(("x", "y")))
+
+    async def main() -> None:
+        rig.streams.ask({"id": 1, "adapter": "a", "prompt": "text", "max_tokens": 4})
+        extra = {"max_tokens": "9", "ignore_eos": 0, "temperature": "0.5", "top_p": 0.9}
+        rig.ask(2, extra=extra, intended_ns=77)
+        await rig.streams.drain(1)
+
+    asyncio.run(main())
+    assert rig.asks == [
+        Ask(1, "a", "text", 4, "", 0, ignore_eos=True, temperature=0.0, extra={}, replica=1),
+        Ask(2, "a", [1], 9, "u", 77, ignore_eos=False, temperature=0.5, extra={"top_p": 0.9}, replica=0),
+    ]
+
+
+def test_a_cancelled_stream_has_its_result_and_its_time() -> None:
+    rig = Rig(for_ever)
+
+    async def main() -> None:
+        rig.ask(7)
+        await asyncio.sleep(0)
+        rig.now = 3 * MS
+        rig.streams.cancel(7)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        rig.streams.cancel(7)
+
+    asyncio.run(main())
+    assert [(m["id"], m["outcome"], m["reason"], m["detail"]) for m in rig.results] == [
+        (7, "info", "cancelled", "cancelled")
+    ]
+    assert (rig.results[0]["tokens"], rig.results[0]["ttft_ms"], rig.results[0]["e2el_ms"]) == (0, None, 3.0)
+    assert rig.notes == []
+
+
+def test_a_bug_of_ours_is_a_result_too_and_is_noted() -> None:
+    async def bug(ask: Ask) -> Stream:
+        raise KeyError("left out")
+
+    rig = Rig(bug)
+
+    async def main() -> None:
+        rig.ask()
+        await rig.streams.drain(1)
+
+    asyncio.run(main())
+    assert rig.notes == [("error", "stream 1: KeyError: 'left out'")]
+    assert [(m["outcome"], m["detail"]) for m in rig.results] == [("info", "a bug of the tester: 'left out'")]
+    assert rig.streams.counts.info == 1
+
+
+def test_a_target_is_dead_after_five_refusals_and_a_silent_health_and_that_is_said_once() -> None:
+    rig = Rig(always(OK), healthy=[False])
+
+    async def main() -> None:
+        await rig.each(*[REFUSED] * 4)
+        assert (rig.looks, rig.died) == (0, [])
+        await rig.each(replace(REFUSED, detail="the fifth"))
+        assert rig.looks == 1
+        await rig.each(*[REFUSED] * 12)
+
+    asyncio.run(main())
+    assert rig.looks == 1
+    assert rig.died == [{"op": "target_died", "detail": "the fifth"}]
+    assert rig.notes == [("target_died", "the fifth")]
+
+
+@pytest.mark.parametrize(("between", "looks"), [(OK, 0), (replace(REFUSED, reason="cut", status=200), 0), (STALLED, 1)])
+def test_only_an_answer_ends_a_row_of_refusals(between: Stream, looks: int) -> None:
+    rig = Rig(always(OK), healthy=[True])
+
+    async def main() -> None:
+        await rig.each(*[REFUSED] * 4, between, REFUSED)
+
+    asyncio.run(main())
+    assert rig.looks == looks
+
+
+def test_a_target_that_answers_its_health_is_asked_again_after_five_more() -> None:
+    rig = Rig(always(OK), healthy=[True, False])
+
+    async def main() -> None:
+        await rig.each(*[REFUSED] * 9)
+        assert rig.looks == 1
+        await rig.each(REFUSED)
+
+    asyncio.run(main())
+    assert (rig.looks, len(rig.died)) == (2, 1)
+
+
+def test_one_look_at_a_time_and_none_at_the_end() -> None:
+    asked = asyncio.Event()
+
+    async def slow() -> bool:
+        rig.looks += 1
+        asked.set()
+        await asyncio.Event().wait()
+        return False
+
+    rig = Rig(always(OK))
+    rig.streams = Streams(rig, rig.results.append, slow, rig._note)
+
+    async def main() -> None:
+        await rig.each(*[REFUSED] * 12)
+        await asked.wait()
+        assert rig.looks == 1
+        rig.answer = for_ever
+        rig.ask(3)
+        await rig.streams.drain(0)
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert rig.died == []
+
+
+def test_open_streams_have_the_patience_asked_for_and_then_are_cancelled_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once to be decoded in steps; whoever has not ended by then is hurried."""
+    monkeypatch.setattr(streams, "CANCEL_S", 0.05)
+    met: list[str] = []
+    go = asyncio.Event()
+
+    async def ends_late(ask: Ask) -> Stream:
+        if ask.user == "patient":
+            await go.wait()
+            return OK
+        for _ in range(2):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                met.append(ask.user)
+        raise asyncio.CancelledError
+
+    rig = Rig(ends_late)
+
+    async def main() -> None:
+        rig.ask(1, user="patient")
+        rig.ask(2, user="slow")
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.02, go.set)
+        await rig.streams.drain(0.2)
+
+    asyncio.run(main())
+    assert met == ["slow", "slow"]
+    assert [(m["user"], m["outcome"]) for m in rig.results] == [("patient", "ok"), ("slow", "info")]
