@@ -39,7 +39,7 @@ TESTS = {
     "director": ("test_engine_streams", *_ENGINE),
     "pulse": ("test_engine_streams", "test_engine"),
     "engine": _ENGINE,
-    "ipc": ("test_ipc", *_ENGINE),
+    "ipc": ("test_ipc", "test_ipc_handle", *_ENGINE),
     "process": ("test_engine",),
     "priority": ("test_priority",),
     "fleet": ("test_fleet",),
