@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -303,8 +304,103 @@ def test_nonsense_is_answered_and_survived(tmp_path: Path) -> None:
         host.handle.send({"op": "stream", "id": 5})
         host.handle.send({"op": "configure"})
         host.handle.send({"op": "play"})
-        until(lambda: len(host.told("error")) >= 3)
+        until(lambda: len(host.told("error")) >= 4)
         assert host.handle.stream(host.ask())["outcome"] == "ok"
+        said = [m["message"] for m in host.told("error")]
+    assert sorted(said) == sorted(
+        [
+            "sing: LoadtestError: unknown message 'sing'",
+            "stream: KeyError: 'adapter'",
+            "configure: LoadtestError: 'configure' came twice",
+            "LoadtestError: 'play' came before 'setup'",
+        ]
+    )
+    assert [(e.what, e.detail) for e in history.load(tmp_path).events] == [("error", words) for words in said]
+    log = (tmp_path / "engine.log").read_text()
+    assert all(words.partition(": ")[2] in log for words in said)
+
+
+def test_what_comes_before_configure_ends_the_engine(tmp_path: Path) -> None:
+    news: list[Message] = []
+    deaths: list[int] = []
+    handle = EngineHandle(news.append, lambda: deaths.append(1))
+    handle.start()
+    try:
+        handle.send({"op": "play"})
+        until(lambda: deaths)
+    finally:
+        handle.close()
+    assert [m["message"] for m in news] == ["play: LoadtestError: 'play' came before 'configure'"]
+
+
+def test_progress_is_what_the_history_says(tmp_path: Path) -> None:
+    async def script(call: Call) -> None:
+        if call.json["model"] == "a":
+            await complete(call)
+        elif call.json["model"] == "refused":
+            await call.send(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n")
+        else:
+            await endless(call)
+
+    with serving(script, keep=True) as server, engine(tmp_path, server.url, limits={"stall_s": 0.2}) as host:
+        for adapter in ("a", "refused", "stalls", "a"):
+            host.handle.stream(host.ask(adapter=adapter))
+        seen = len(host.told("progress"))
+        until(lambda: len(host.told("progress")) > seen)
+        host.handle.event("long", "x" * 3000)
+        assert host.handle.stop("complete", 0)
+    told = {m["at_ns"]: m for m in host.told("progress")}
+    last = host.told("progress")[-1]
+    assert {k: last[k] for k in ("open", "sent", "ok", "fail", "info", "tokens", "dropped")} == {
+        "open": 0, "sent": 4, "ok": 2, "fail": 1, "info": 1, "tokens": 9, "dropped": 0,
+    }  # fmt: skip
+    found = history.load(tmp_path)
+    assert last["started_ns"] == found.runs[0].started_ns
+    assert len(told) == len(found.health)
+    for message, health in zip(told.values(), found.health, strict=True):
+        assert (message["lag_ms"], message["open"]) == (health.lag_p99_ms, health.open_streams)
+        assert message["cpu"] == pytest.approx(health.cpu_s * 1e9 / (health.at_ns - health.from_ns), abs=1e-3)
+    assert [len(e.detail) for e in found.events] == [2000]
+
+
+def test_open_streams_are_counted_while_they_are_open(tmp_path: Path) -> None:
+    with serving(endless) as server, engine(tmp_path, server.url) as host:
+        threads = [threading.Thread(target=lambda: host.handle.stream(host.ask())) for _ in range(3)]
+        for t in threads:
+            t.start()
+        until(lambda: host.told("progress") and host.told("progress")[-1]["open"] == 3)
+        host.handle.close()
+        for t in threads:
+            t.join(10)
+    assert max(h.open_streams for h in history.load(tmp_path).health) == 3
+
+
+def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path: Path) -> None:
+    with serving(complete, keep=True) as server, engine(tmp_path, server.url) as host:
+        assert host.handle.stream(host.ask())["outcome"] == "ok"
+        resource.prlimit(host.handle.pid, resource.RLIMIT_FSIZE, (0, 0))
+        until(lambda: host.told("error"))
+        seen = len(host.told("progress"))
+        assert host.handle.stream(host.ask())["outcome"] == "ok"
+        until(lambda: len(host.told("progress")) > seen)
+        assert host.handle.stop("complete", 0)
+        (error,) = host.told("error")
+    assert "bytes of the history cannot be written: " in error["message"]
+    assert error["message"].endswith(": make room where the results lie")
+
+
+@pytest.mark.parametrize("spread", ["user", "stream"])
+def test_streams_are_spread_over_replicas(tmp_path: Path, spread: str) -> None:
+    with serving(complete, keep=True) as one, serving(complete, keep=True) as two:
+        urls = [one.url, two.url]
+        with engine(tmp_path, one.url, replicas=urls, spread=spread) as host:
+            for user in ("u-1", "u-1", "u-2", "u-2"):
+                assert host.handle.stream(host.ask(user=user))["outcome"] == "ok"
+            assert host.handle.stop("complete", 0)
+    found = history.load(tmp_path)
+    assert found.streams.replica.tolist() == ([0, 0, 1, 1] if spread == "user" else [1, 0, 1, 0])
+    assert (len(one.calls), len(two.calls)) == (2, 2)
+    assert list(found.runs[0].replicas) == urls
 
 
 def test_a_configuration_that_cannot_work_is_said(tmp_path: Path) -> None:
