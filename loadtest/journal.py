@@ -70,8 +70,7 @@ def _claim(path: Path) -> None:
 
 def encode(record: records.Record) -> bytes:
     """One history line with its newline."""
-    fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
-    return orjson.dumps({"kind": record.kind, **fields}) + b"\n"
+    return b'{"kind":"%s",%s\n' % (record.kind.encode(), orjson.dumps(record)[1:])
 
 
 class Journal:
@@ -130,7 +129,10 @@ class Journal:
     def _accept(self, line: bytes, columns: tuple[tuple[_Appender, bytes], ...] = ()) -> bool:
         if self._pending() > MAX_PENDING:
             self.flush()  # the disk may have room again
-        if self._closed or self._pending() > MAX_PENDING:
+            if self._pending() > MAX_PENDING:
+                self.dropped += 1
+                return False
+        if self._closed:
             self.dropped += 1
             return False
         for appender, data in columns:
