@@ -126,6 +126,9 @@ def test_a_swap_as_seen_from_a_moment() -> None:
     assert told(case, good, ns(20.5)) == "swap e0-2, acked 0.5 ms before"
     assert told(case, refused, ns(45)) == "swap e0-3, refused 5.0 ms before"
     assert told(case, lost, ns(45)) == "swap e0-4, invoked 5.0 ms after, never answered"
+    untimed = case_of("load a v1 10 - ok").swaps.ops[0]  # an ack without a time dates nothing
+    assert told(case, untimed, ns(45)) == "swap e0-2, invoked 35.0 ms before, never answered"
+    assert told(case, replace(refused, outcome="info"), ns(45)) == "swap e0-3, invoked 15.0 ms before, never answered"
     assert told(case, None, ns(45)) == "a content loaded before this run"
     assert told(case, case.history.ops[0], ns(3)) == "load e0-0, acked 2.0 ms before"
     assert told(case, case.history.ops[-1], ns(63)) == "load e0-5, acked 2.0 ms before"

@@ -368,6 +368,14 @@ def test_the_median_gap_by_hand(tokens: str, median: float) -> None:
     assert median_length(gaps(case_of(f"stream a 5: {tokens}"))) == median * 1e6
 
 
+def test_the_median_of_many_gaps_in_any_order() -> None:
+    rng = np.random.default_rng(8)
+    for count in range(5, 30):
+        lengths = rng.permutation(np.arange(count) ** 2 + 1)
+        case = case_of("stream a 5: v0@10 " + " ".join(f"v0@{at}" for at in 10 + np.cumsum(lengths)))
+        assert median_length(gaps(case)) == np.median(lengths) * 1e6
+
+
 def test_thinning_begins_beyond_the_limit_and_takes_every_nth_over_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     case = case_of("stream a 5: v0*8\nstream a 6: v0*5\nstream a 7: v0*9")
     assert [len(gaps(case).every(most).start) for most in (19, 18, 10, 9, 1)] == [19, 10, 10, 7, 1]

@@ -75,6 +75,7 @@ def test_what_is_read_since_the_next_load_of_a_content_is_that_loads_effect() ->
     assert shown(book_of(twice + "stream a 250: v1@299.999 v1@330").effect) == [199.999, None, None]
     assert shown(book_of(twice + "stream a 250: v1@300").effect) == [None, None, 0]
     assert shown(book_of(twice + "stream a 320: v1@330").effect) == [None, None, 30]
+    assert shown(book_of(twice + "load a v1 400 410 ok\nstream a 320: v1@330").effect) == [None, None, 30, None]
     refused = twice.replace("300 310 ok", "300 310 fail")
     assert shown(book_of(refused + "stream a 320: v1@330").effect) == [230, None, None]
 

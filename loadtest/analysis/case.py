@@ -9,7 +9,7 @@ import numpy as np
 
 from loadtest.analysis.attribution import Attribution, Runs, adapter_codes, attribute
 from loadtest.analysis.stats import Interval, cluster_rate
-from loadtest.analysis.timeline import OUTCOME, Lookup, lookup, timeline
+from loadtest.analysis.timeline import Lookup, interval, lookup, timeline
 from loadtest.history import I8, I32, I64, INFO, OK, Bool, History, Op
 from loadtest.records import BAD
 
@@ -133,14 +133,13 @@ def _dated(history: History, look: Lookup, code: I32, own: Runs) -> Runs:
 def _swaps(history: History, look: Lookup) -> Swaps:
     ops = tuple(op for op in history.ops if op.by in ("scenario", "operator") and op.mode != "unload")
     names = look.line.contents.adapters
-    lost = [op.outcome == "info" or op.acked == 0 for op in ops]
     return Swaps(
         ops,
         tuple(arm_of(op) for op in ops),
         np.array([names.index(op.adapter) for op in ops], np.int32),
         np.array([op.invoked for op in ops], np.int64),
         np.array([max(op.acked, op.invoked) for op in ops], np.int64),
-        np.array([INFO if gone else OUTCOME[op.outcome] for op, gone in zip(ops, lost, strict=True)], np.int8),
+        np.array([interval(op)[2] for op in ops], np.int8),
     )
 
 
@@ -250,7 +249,7 @@ def told(case: Case, op: Op | None, at: int) -> str:
     if op is None:
         return "a content loaded before this run"
     kind = "load" if op.by in ("setup", "rollback") else "swap"
-    if op.outcome == "info" or op.acked == 0:
+    if interval(op)[2] == INFO:
         return f"{kind} {op.name}, invoked {_ago(at - op.invoked)}, never answered"
     word = "acked" if op.outcome == "ok" else "refused"
     if op.invoked <= at <= op.acked:

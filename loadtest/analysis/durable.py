@@ -26,8 +26,8 @@ import numpy as np
 
 from loadtest.analysis.case import MAX_WITNESSES, Case, Finding, Witness, told
 from loadtest.analysis.stats import clopper_pearson, none_seen
-from loadtest.analysis.timeline import NEVER
-from loadtest.history import FAIL, I32, I64, OK, Bool, Op
+from loadtest.analysis.timeline import NEVER, interval
+from loadtest.history import FAIL, I32, I64, INFO, OK, Bool, Op
 from loadtest.records import BAD
 
 MIN_STREAMS = 3  # guessed: fewer could all be unlucky in how they were scheduled
@@ -132,10 +132,11 @@ def _patience(case: Case, view: _Adapter) -> int:
 def _judge(case: Case, view: _Adapter, i: int, patience: int) -> _Charge | None:
     """None when the load cannot be judged; a charge of kind "" when it is innocent."""
     op = view.ops[i]
-    if op.mode == "unload" or op.outcome == "info" or op.acked == 0:
+    outcome = interval(op)[2]
+    if op.mode == "unload" or outcome == INFO:
         return None
     window = _window(case, view, i)
-    if op.outcome == "fail":
+    if outcome == FAIL:
         return _wiped(view, i, window)
     if op.version.startswith(BAD):
         return None
@@ -219,7 +220,7 @@ def _wiped(view: _Adapter, i: int, window: _Window) -> _Charge | None:
 
 def _may_remove(op: Op) -> bool:
     """Whether an operation without an answer may take the adapter away, now or later."""
-    return op.mode in ("unload", "reload") and (op.outcome == "info" or op.acked == 0)
+    return op.mode in ("unload", "reload") and interval(op)[2] == INFO
 
 
 def _witnesses(case: Case, charges: list[_Charge]) -> Iterator[Witness]:

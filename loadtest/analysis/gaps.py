@@ -157,9 +157,9 @@ def extent(found: Gaps) -> tuple[int, int] | None:
 def median_length(found: Gaps) -> int:
     """Median length of the gaps, ns; there must be one."""
     length = np.concatenate([some.end - some.start for some in found.blocks()])
-    middle = len(length) // 2
-    length.partition([middle - 1, middle] if len(length) % 2 == 0 else middle)
-    return int(length[middle - 1 : middle + 1].mean()) if len(length) % 2 == 0 else int(length[middle])
+    low, high = (len(length) - 1) // 2, len(length) // 2
+    length.partition([low, high])
+    return int(length[low : high + 1].mean())
 
 
 def outside(windows: Windows, start: int, end: int) -> Windows:

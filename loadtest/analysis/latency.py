@@ -75,11 +75,9 @@ def group(case: Case, name: str, mine: Bool, thinned: Some) -> Group:
 def by_arm(case: Case, thinned: Some) -> list[Group]:
     """One group per arm of the phases, in order of first appearance; "" is outside of any phase."""
     arms = {p.index: p.arm for p in case.history.phases}
-    of = [arms.get(int(i), "") for i in np.unique(case.history.streams.phase)]
-    names = list(dict.fromkeys(of))
-    table = dict(zip(np.unique(case.history.streams.phase).tolist(), of, strict=True))
-    arm = np.array([table[i] for i in case.history.streams.phase.tolist()], dtype=object)
-    return [group(case, name, arm == name, thinned) for name in names]
+    of = {i: arms.get(i, "") for i in np.unique(case.history.streams.phase).tolist()}
+    arm = np.array([of[i] for i in case.history.streams.phase.tolist()], dtype=object)
+    return [group(case, name, arm == name, thinned) for name in dict.fromkeys(of.values())]
 
 
 def by_adapter(case: Case, thinned: Some) -> list[Group]:
@@ -119,8 +117,8 @@ def hangover(case: Case, seed: int = 0) -> Hangover:
         return Hangover(*nothing, why)
     before, after, same = _same_load(case, before, after)
     ratio, interval = median_ratio(itl[before], itl[after], seed)
-    sides = [(int(t.sent[side].min()), int(case.ended[side].max())) for side in (before, after)]
-    lag = lag_ms(case, *(np.array(edge, np.int64) for edge in zip(*sides, strict=True)))
+    sides = np.array([(t.sent[side].min(), case.ended[side].max()) for side in (before, after)], np.int64)
+    lag = lag_ms(case, *sides.T)
     why = late(lag) if same else "the load after the last swap was another than before the first"
     return Hangover(
         ratio,

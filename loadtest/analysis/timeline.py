@@ -70,9 +70,9 @@ def timeline(history: History, epsilon: int = 0) -> Timeline:
     """Columns of all loads. `epsilon`: nanoseconds by which two stamps may be wrong against each other."""
     contents = _contents(history)
     code = {label: i for i, label in enumerate(contents.labels)}
-    rows = [(code[op.adapter, op.version], *_interval(op), op) for op in history.ops if op.mode != "unload"]
+    rows = [(code[op.adapter, op.version], *interval(op), op) for op in history.ops if op.mode != "unload"]
     # A bad load that was refused is a refused load of the version inside it too: what it must not put in service.
-    inside = [(code[op.adapter, op.content], *_interval(op), op) for op in history.ops if _refused(op, code)]
+    inside = [(code[op.adapter, op.content], *interval(op), op) for op in history.ops if _refused(op, code)]
     preloaded = [(code[label], -NEVER, -NEVER + 1, OK, None) for label in _preloaded(history)]
     # `another version` may be any, loaded at any time: it constrains no order, but it is not the version before it.
     wild = [(i, -NEVER, NEVER, INFO, None) for (_, label), i in code.items() if label == ANOTHER]
@@ -95,7 +95,7 @@ def timeline(history: History, epsilon: int = 0) -> Timeline:
 
 def _refused(op: Op, code: dict[Source, int]) -> bool:
     """Whether the operation is a refused load of a declared version under another label."""
-    return (op.adapter, op.content) in code and _interval(op)[2] == FAIL
+    return (op.adapter, op.content) in code and interval(op)[2] == FAIL
 
 
 def _ours_from(history: History, contents: Contents) -> I64:
@@ -107,7 +107,7 @@ def _ours_from(history: History, contents: Contents) -> I64:
     return out
 
 
-def _interval(op: Op) -> tuple[int, int, int]:
+def interval(op: Op) -> tuple[int, int, int]:
     """(start, end, outcome): an answer without a time, and an answer nobody could read, are both `info`."""
     if op.outcome == "info" or op.acked == 0:
         return op.invoked, NEVER, INFO
