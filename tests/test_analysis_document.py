@@ -149,6 +149,13 @@ def test_streams_are_counted_by_outcome_and_by_replica() -> None:
     ]
 
 
+def test_streams_of_a_replica_that_the_run_does_not_name_are_counted_as_such() -> None:
+    h = history(LOADS + "".join(f"stream a {9 + i}: v0 | replica={n}\n" for i, n in enumerate((0, 2, -1, 2, 1))))
+    fleet = replace(h, runs=(h.runs[0], replace(h.runs[0], replicas=("http://one", "http://two"))))
+    seen = [(r["url"], r["attempted"]) for r in document(fleet)["streams"]["by_replica"]]
+    assert seen == [("http://one", 1), ("http://two", 1), ("unknown", 1), ("unknown", 2)]
+
+
 def test_swaps_are_counted_by_outcome_and_refused_ones_have_no_latency() -> None:
     d = document("load a v1 100 110 ok\nload a v2 200 230 fail\nload a v3 300 - info\nload a bad:x 400 490 fail bad\n")
     assert {k: d["swaps"][k] for k in ("ok", "fail", "info")} == {"ok": 1, "fail": 2, "info": 1}

@@ -131,8 +131,7 @@ def _streams(verdict: Verdict) -> dict[str, Any]:
     counts = np.bincount(t.reason, minlength=len(t.reasons)).tolist()
     fleet = next((run.replicas for run in verdict.case.history.runs if run.replicas), ())
     served = [_served(verdict, i, url) for i, url in enumerate(fleet)]
-    if sum(r["attempted"] for r in served) < len(t):
-        served += [_served(verdict, i, "unknown") for i in np.unique(t.replica).tolist() if not 0 <= i < len(fleet)]
+    served += [_served(verdict, i, "unknown") for i in np.unique(t.replica).tolist() if not 0 <= i < len(fleet)]
     return {
         "attempted": len(t),
         **{name: int((t.outcome == code).sum()) for name, code in _OUTCOMES.items()},
