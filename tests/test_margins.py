@@ -194,6 +194,20 @@ def test_references_decide_on_an_engine_that_repeats_itself() -> None:
     assert [(g.ok, g.value) for g in verdict.gates if g.name == "scored"] == [(True, PROOF + 1)]  # streams scored
 
 
+def test_tokens_of_another_version_are_neither_older_nor_newer_than_any() -> None:
+    def exposed(*streams: dict) -> int:
+        told = scored(lines(*(f"stream a {1600 + 100 * i}: x*10" for i in range(len(streams)))), *streams)
+        (found,) = (g for g in judge(told, Require()).guarantees if g.name == "monotonic")
+        assert found.violations == 0
+        return found.exposed
+
+    newest = {A0: "#" * 10, A1: "#" * 10, A2: "." * 10}
+    another = dict.fromkeys((A0, A1, A2), "#.........")
+    assert one(another) == [("another version", 0, 9)]
+    assert exposed(newest, newest) == exposed(newest) + 1
+    assert exposed(newest, another) == exposed(newest)
+
+
 def test_one_early_stream_that_differs_takes_references_away() -> None:
     recorded = references(lines("stream a 1600: x*12"), {A0: 3, A1: 12, A2: 5}, spoil=4)
     assert trust(recorded).method == ""
