@@ -67,8 +67,8 @@ class Gaps:
             # Copies: a view would keep its whole block alive.
             parts.append(Some(some.stream[kept].copy(), some.start[kept].copy(), some.end[kept].copy()))
             done += len(some.start)
-        columns = zip(*((p.stream, p.start, p.end) for p in parts), strict=True)
-        return Some(*(np.concatenate(c) for c in columns))
+        start, end = np.concatenate([p.start for p in parts]), np.concatenate([p.end for p in parts])
+        return Some(np.concatenate([p.stream for p in parts]), start, end)
 
 
 def gaps(case: Case) -> Gaps:
