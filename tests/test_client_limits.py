@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import errno
+import itertools
 import socket
 
 import aiohttp
@@ -118,6 +119,24 @@ def test_a_connection_that_nobody_takes_is_given_up() -> None:
 
     record = asyncio.run(main())
     assert (record.outcome, record.reason, record.detail) == ("info", "stalled", "no connection within 0.2 s")
+
+
+def test_a_client_that_stood_still_before_it_began_gives_up_the_stream() -> None:
+    """Its clock jumps by an hour before the first look at the deadlines, as when the process is stopped."""
+    looks = itertools.count(1)
+
+    async def script(call: Call) -> None:
+        await call.wait_left()
+
+    async def main() -> Stream:
+        async with RawServer(script).running() as server, open_session({}, 5) as session:
+            memory, hour = Memory(), 3600 * 10**9
+            client = StreamClient(session, server.url, memory, now_ns=lambda: hour * (1 + (next(looks) > 2)))
+            await client.stream(ask())
+            return memory.records[-1]
+
+    record = asyncio.run(main())
+    assert (record.outcome, record.reason, record.detail) == ("info", "stalled", "no byte for 60 s")
 
 
 def test_the_words_of_a_request_sent_again_are_short_and_without_secrets() -> None:

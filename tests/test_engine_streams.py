@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import time
@@ -234,6 +235,38 @@ def test_a_refused_hotfix_says_why_and_each_hotfix_has_its_own_answer() -> None:
         "outcome": "fail",
         "reason": "not_sent",
         "message": "no such adapter",
+    }
+
+
+def test_hotfixes_that_cross_are_each_told_of_their_own_swap() -> None:
+    """Swaps of one adapter wait for each other; one that still waits at the end of the run was never sent."""
+    found, sent, _, made = director()
+    turn, over = asyncio.Lock(), asyncio.Event()
+
+    async def hotfix(adapter: str, version: str | None) -> None:
+        async with turn if adapter == "a" else contextlib.nullcontext():
+            if made[0].op > 2:
+                raise UsageError("the run is ending")
+            made[0].op = op = made[0].op + 1
+            found.emit(records.Invoke(op, adapter, "inplace", "v1", "/p", "real", "operator", 1_000_000))
+            await over.wait()
+            found.emit(records.Ack(op, "ok" if adapter == "a" else "fail", 3_000_000, 200, "", adapter))
+
+    async def main() -> None:
+        await found.setup({})
+        made[0].hotfix = hotfix
+        asking = [asyncio.ensure_future(found.hotfix(n, a, None)) for n, a in ((1, "a"), (2, "b"), (3, "a"))]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        over.set()
+        await asyncio.gather(*asking)
+
+    asyncio.run(main())
+    told = {m["id"]: (m["ok"], m["adapter"], m["reason"], m["message"]) for m in sent if m["op"] == "hotfix_done"}
+    assert told == {
+        1: (True, "a", "", "a"),
+        2: (False, "b", "", "b"),
+        3: (False, "a", "not_sent", "the run is ending"),
     }
 
 

@@ -87,6 +87,18 @@ class Rig:
         return [m for m in self.results if m["op"] == "target_died"]
 
 
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    """asyncio.run; what a callback raised counts as well."""
+    raised: list[object] = []
+
+    async def whole() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: raised.append(context))
+        await main()
+
+    asyncio.run(whole())
+    assert raised == []
+
+
 def always(record: Stream) -> Answer:
     async def answer(ask: Ask) -> Stream:
         return record
@@ -105,7 +117,7 @@ def test_a_result_says_what_the_record_says() -> None:
     async def main() -> None:
         await rig.each(OK, replace(REFUSED, first_ns=0))
 
-    asyncio.run(main())
+    run(main)
     good, refused = rig.results
     who = {"op": "result", "id": 1, "adapter": "a", "user": "u"}
     told = {"outcome": "ok", "reason": "", "detail": "", "tokens": 4, "ttft_ms": 2.0, "e2el_ms": 5.0}
@@ -125,7 +137,7 @@ def test_every_outcome_is_counted() -> None:
         await rig.streams.drain(0)
         assert rig.streams.open == 0
 
-    asyncio.run(main())
+    run(main)
     counts = rig.streams.counts
     assert (counts.sent, counts.ok, counts.fail, counts.info, counts.tokens) == (7, 3, 2, 2, 12)
 
@@ -139,7 +151,7 @@ def test_what_a_message_may_leave_out_and_what_extra_says_of_the_rest() -> None:
         rig.ask(2, extra=extra, intended_ns=77)
         await rig.streams.drain(1)
 
-    asyncio.run(main())
+    run(main)
     assert rig.asks == [
         Ask(1, "a", "text", 4, "", 0, ignore_eos=True, temperature=0.0, extra={}, replica=1),
         Ask(2, "a", [1], 9, "u", 77, ignore_eos=False, temperature=0.5, extra={"top_p": 0.9}, replica=0),
@@ -158,7 +170,7 @@ def test_a_cancelled_stream_has_its_result_and_its_time() -> None:
         await asyncio.sleep(0)
         rig.streams.cancel(7)
 
-    asyncio.run(main())
+    run(main)
     assert [(m["id"], m["outcome"], m["reason"], m["detail"]) for m in rig.results] == [
         (7, "info", "cancelled", "cancelled")
     ]
@@ -176,7 +188,7 @@ def test_a_bug_of_ours_is_a_result_too_and_is_noted() -> None:
         rig.ask()
         await rig.streams.drain(1)
 
-    asyncio.run(main())
+    run(main)
     assert rig.notes == [("error", "stream 1: KeyError: 'left out'")]
     assert [(m["outcome"], m["detail"]) for m in rig.results] == [("info", "a bug of the tester: 'left out'")]
     assert rig.streams.counts.info == 1
@@ -192,7 +204,7 @@ def test_a_target_is_dead_after_five_refusals_and_a_silent_health_and_that_is_sa
         assert rig.looks == 1
         await rig.each(*[REFUSED] * 12)
 
-    asyncio.run(main())
+    run(main)
     assert rig.looks == 1
     assert rig.died == [{"op": "target_died", "detail": "the fifth"}]
     assert rig.notes == [("target_died", "the fifth")]
@@ -205,7 +217,7 @@ def test_only_an_answer_ends_a_row_of_refusals(between: Stream, looks: int) -> N
     async def main() -> None:
         await rig.each(*[REFUSED] * 4, between, REFUSED)
 
-    asyncio.run(main())
+    run(main)
     assert rig.looks == looks
 
 
@@ -217,7 +229,7 @@ def test_a_target_that_answers_its_health_is_asked_again_after_five_more() -> No
         assert rig.looks == 1
         await rig.each(REFUSED)
 
-    asyncio.run(main())
+    run(main)
     assert (rig.looks, len(rig.died)) == (2, 1)
 
 
@@ -242,8 +254,31 @@ def test_one_look_at_a_time_and_none_at_the_end() -> None:
         await rig.streams.drain(0)
         await asyncio.sleep(0)
 
-    asyncio.run(main())
+    run(main)
     assert rig.died == []
+
+
+def test_refusals_at_the_end_are_no_matter() -> None:
+    go = asyncio.Event()
+
+    async def refused(ask: Ask) -> Stream:
+        await go.wait()
+        return REFUSED
+
+    rig = Rig(always(OK), healthy=[False])
+
+    async def main() -> None:
+        await rig.each(*[REFUSED] * 4)
+        rig.answer = refused
+        rig.ask()
+        await asyncio.sleep(0)
+        rig.streams.close()
+        go.set()
+        await rig.streams.drain(1)
+        await asyncio.sleep(0)
+
+    run(main)
+    assert (rig.looks, rig.died) == (0, [])
 
 
 def test_open_streams_have_the_patience_asked_for_and_then_are_cancelled_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,6 +307,6 @@ def test_open_streams_have_the_patience_asked_for_and_then_are_cancelled_twice(m
         asyncio.get_running_loop().call_later(0.02, go.set)
         await rig.streams.drain(0.2)
 
-    asyncio.run(main())
+    run(main)
     assert met == ["slow", "slow"]
     assert [(m["user"], m["outcome"]) for m in rig.results] == [("patient", "ok"), ("slow", "info")]

@@ -207,9 +207,9 @@ class StreamClient:
     async def _watched(self, url: str, body: bytes, reads: Reads, state: _State) -> None:
         """Run the exchange under the deadlines and turn every failure into `state.ending`."""
         watch = _Watch(self._options.limits, reads, self._now_ns)
-        watch.check()
         try:
             async with watch.timeout:
+                watch.check()
                 await self._exchange(url, body, reads, state)
             if not state.framed:
                 state.ending = "close"

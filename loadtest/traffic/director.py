@@ -34,7 +34,7 @@ class Director:
         self._conductor: Conductor | None = None
         self._invoked: dict[int, Invoke] = {}
         self._swaps = 0
-        self._answers: list[Message] = []  # of the operator's swap in progress
+        self._answers: dict[str, Message] = {}  # of operators' swaps, by adapter, until their requests are answered
 
     async def setup(self, script: Message) -> None:
         """Load the first versions; says `setup_done`."""
@@ -65,7 +65,6 @@ class Director:
 
     async def hotfix(self, request: int, adapter: str, version: str | None) -> None:
         """One swap on the operator's behalf; says `hotfix_done` with the operation's outcome."""
-        self._answers = []
         failure = ""
         try:
             if self._conductor is None:
@@ -74,9 +73,9 @@ class Director:
         except LoadtestError as e:
             failure = str(e)
         finally:
-            last = self._answers[-1] if self._answers else {"adapter": adapter, "outcome": "fail", "reason": "not_sent"}
-            words = {"message": failure} if failure else {}
-            self._send({**last, **words, "op": "hotfix_done", "id": request, "ok": last["outcome"] == "ok"})
+            answer = None if failure else self._answers.pop(adapter, None)  # a request that failed sent nothing
+            said = answer or {"adapter": adapter, "outcome": "fail", "reason": "not_sent", "message": failure}
+            self._send({**said, "op": "hotfix_done", "id": request, "ok": said["outcome"] == "ok"})
 
     def emit(self, record: Record, flush: bool = False) -> bool:
         """Journal.emit, and `swap` or `phase` to the host."""
@@ -113,7 +112,7 @@ class Director:
             "n": self._swaps,
         }
         if invoke.by == "operator":
-            self._answers.append(message)
+            self._answers[invoke.adapter] = message
         self._send(message)
 
     def stop(self) -> None:
