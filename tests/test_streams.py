@@ -258,6 +258,49 @@ def test_one_look_at_a_time_and_none_at_the_end() -> None:
     assert rig.died == []
 
 
+@dataclass(frozen=True)
+class Request:
+    adapter: str
+    prompt: tuple[int, ...] = (1, 2)
+    max_tokens: int = 4
+
+
+def test_a_plan_is_played_once_and_by_shares() -> None:
+    rig = Rig(always(OK), now=500)
+
+    async def main() -> None:
+        rig.streams.arrive(iter([(0.0, Request(f"a{i}")) for i in range(7)]), 1, 3)
+        rig.streams.arrive(iter([(0.0, Request("again"))]), 0, 1)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await rig.streams.drain(1)
+
+    run(main)
+    assert rig.asks == [Ask(n, f"a{i}", (1, 2), 4, "arrivals", 500) for n, i in ((1, 1), (2, 4))]
+    assert [(m["id"], m["stream"], m["outcome"]) for m in rig.results] == [(0, 1, "ok"), (0, 2, "ok")]
+
+
+def test_an_arrival_leaves_no_earlier_than_planned_and_the_end_stops_the_rest() -> None:
+    """The clock is the rig's: a timer that fires before it has come so far waits again."""
+    rig = Rig(always(OK))
+
+    async def main() -> None:
+        rig.streams.arrive(iter([(0.002, Request("first")), (1e6, Request("never"))]), 0, 1)
+        await asyncio.sleep(0.02)
+        rig.now = 2 * MS - 1
+        await asyncio.sleep(0.01)
+        assert rig.asks == []
+        rig.now = 2 * MS
+        await asyncio.sleep(0.02)
+        assert [a.intended_ns for a in rig.asks] == [2 * MS]
+        await rig.streams.drain(0)
+        rig.now = 2 * 10**15
+        await asyncio.sleep(0)
+
+    run(main)
+    assert [a.adapter for a in rig.asks] == ["first"]
+
+
 def test_refusals_at_the_end_are_no_matter() -> None:
     go = asyncio.Event()
 
