@@ -270,6 +270,19 @@ def test_hotfixes_that_cross_are_each_told_of_their_own_swap() -> None:
     }
 
 
+def test_what_the_disk_must_have_at_once_is_the_conductors_choice() -> None:
+    asked: list[bool] = []
+
+    def journal(record: records.Record, flush: bool = False) -> bool:
+        asked.append(flush)
+        return flush
+
+    found = Director(lambda script, emit: Conductor(emit), journal, lambda message: None)
+    phase = records.Phase(0, "real", "start", 5, "a")
+    assert [found.emit(phase), found.emit(phase, True), found.emit(phase, flush=False)] == [False, True, False]
+    assert asked == [False, True, False]
+
+
 def test_a_swap_that_nobody_answered_has_no_latency() -> None:
     found, sent, _, _ = director()
     found.emit(records.Invoke(1, "a", "inplace", "v1", "/p", "real", "operator", 1_000_000))
