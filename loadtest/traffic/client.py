@@ -218,7 +218,7 @@ class StreamClient:
             connect = f"no connection within {self._options.limits.connect_s:g} s"
             state.words = watch.words or (connect if isinstance(e, aiohttp.ServerTimeoutError) else str(e))
         except (aiohttp.ClientError, OSError, ValueError) as e:
-            state.ending, state.words = _ending_of(e, state.status != 0)
+            state.ending, state.words = _ending_of(e)
         finally:
             watch.stop()
 
@@ -268,7 +268,7 @@ def open_session(headers: Mapping[str, str], connect_s: float) -> aiohttp.Client
     )
 
 
-def _ending_of(error: Exception, has_head: bool) -> tuple[Ending, str]:
+def _ending_of(error: Exception) -> tuple[Ending, str]:
     """(ending, words) of a failed exchange."""
     words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     number = getattr(error, "errno", None)
@@ -278,7 +278,7 @@ def _ending_of(error: Exception, has_head: bool) -> tuple[Ending, str]:
         return "protocol", str(error)
     if _is_garbled(error):
         return "protocol", words
-    return ("cut" if has_head else "refused"), words
+    return "cut", words
 
 
 def _is_garbled(error: BaseException) -> bool:

@@ -34,8 +34,7 @@ from loadtest.traffic.words import error_of, excerpt, parse_error, shown
 Ending = Literal[
     "end",  # the body ended where its framing says
     "close",  # the peer closed a body that nothing but the close delimits
-    "cut",  # the connection was lost inside the body
-    "refused",  # no response head: refused, reset, closed
+    "cut",  # the connection was lost before a head, or inside the body
     "protocol",  # what came is not HTTP, or the body is too large
     "stalled",  # a deadline of ours passed
     "cancelled",  # our side gave up
@@ -365,7 +364,7 @@ def _judge(x: Exchange, tally: _Tally, text_only: bool) -> tuple[str, str]:
     match x.ending:
         case "end":
             return "truncated", f"the body ended in order, without [DONE], {so_far}"
-        case "cut" | "close" | "refused":
+        case "cut" | "close":
             return "cut", f"the connection ended before [DONE], {so_far}" + (f": {x.words}" if x.words else "")
         case _:
             return x.ending, f"{x.words or x.ending}, {so_far}"
