@@ -61,6 +61,14 @@ def test_binomial_tail_and_cdf_agree_with_a_sum() -> None:
     assert stats.binomial_tail(21, 20, p) == 0.0
 
 
+def test_a_distribution_function_never_falls_and_ends_at_one() -> None:
+    for n in range(1, 200):
+        for p in (0.1, 0.5, 0.9):
+            cdf = stats.binomial_cdf(n, p)
+            assert (np.diff(cdf) >= 0).all()
+            assert 1 - 1e-12 < cdf[-1] <= 1  # rounding passes 1 in most of these sums
+
+
 @pytest.mark.parametrize(("q", "value"), [(0.5, 15.0), (0.9, 27.0), (0.99, 30.0), (0.0, 1.0), (1.0, 30.0)])
 def test_a_quantile_is_one_of_the_values(q: float, value: float) -> None:
     assert stats.quantile(np.arange(30.0, 0.0, -1.0), q) == value
