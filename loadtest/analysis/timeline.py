@@ -247,7 +247,7 @@ def floor(line: Timeline, adapter: int) -> Floor:
 
 def floors(line: Timeline, adapter: I32, sent: I64) -> tuple[I64, I64]:
     """`Floor.at` for a stream of `adapter[i]` that was sent at `sent[i]`: (start, load), (-NEVER, -1) for none: [n]."""
-    start, load = np.full(len(sent), -NEVER, np.int64), np.full(len(sent), -1, np.int64)
+    start, load = np.empty(len(sent), np.int64), np.empty(len(sent), np.int64)
     for a in np.unique(adapter):
         mine = adapter == a
         start[mine], load[mine] = floor(line, int(a)).at(sent[mine], line.epsilon)
