@@ -219,6 +219,7 @@ def test_each_stream_has_the_floor_of_its_own_adapter() -> None:
 @pytest.mark.parametrize(
     ("label", "read", "sent", "epsilon", "served"),
     [
+        ("v0", -1, -1, 0, False),  # not asked for yet, and nothing else either
         ("v1", 10, 5, 0, True),  # read as it was asked for
         ("v1", 9.999, 5, 0, False),
         ("v1", 9, 5, 1, True),

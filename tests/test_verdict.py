@@ -389,6 +389,15 @@ def test_a_client_that_stood_still_during_a_swap(
     assert (f"the client was {lag:.1f} ms late itself" in found["because"]) == excused
 
 
+def test_of_two_standstills_that_explain_slow_acks_the_longer_one_is_told() -> None:
+    slow = text_of("pass").replace("7000 7040", "7000 7140").replace("8000 8040", "8000 8150")
+    h = history(slow + "health 0 99999 1\nhealth 7000 7100 1\nhealth 8000 8100 1\n")
+    lags = (0.0, 90.0, 120.0)
+    h = changed(h, health=tuple(replace(x, lag_max_ms=lag) for x, lag in zip(h.health, lags, strict=True)))
+    found = to_json(judge(h, Require(swap_ack_p99_ms=60)))["budgets"]["swap_ack_p99"]
+    assert (found["status"], "the client was 120.0 ms late itself" in found["because"]) == ("UNKNOWN", True)
+
+
 def test_a_client_that_stood_still_does_not_excuse_what_was_never_answered() -> None:
     h = history(text_of("pass") + "load a v12 12000 42000 info\nhealth 0 99999 1\n")
     h = changed(h, health=tuple(replace(x, lag_max_ms=5000.0) for x in h.health))
