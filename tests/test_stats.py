@@ -130,6 +130,17 @@ def test_rates_at_the_edges() -> None:
     assert 0 < low < 0.25 < high < 1
 
 
+@pytest.mark.parametrize("clusters", [2, 3, 50])
+@pytest.mark.parametrize("size", [1, 10, 10**6, 10**9])
+def test_the_most_uneven_clusters_there_can_be_have_an_interval(clusters: int, size: int) -> None:
+    """One has all the hits and few of the trials, the others no hit; and the mirror image."""
+    hits, trials = np.zeros(clusters, np.int64), np.full(clusters, size, np.int64)
+    hits[0] = trials[0] = 1
+    low, high = stats.cluster_rate(hits, trials)
+    assert 0 <= low < 1 / trials.sum() < high <= 1
+    assert stats.cluster_rate(trials - hits, trials) == pytest.approx((1 - high, 1 - low), abs=1e-6)
+
+
 def test_too_few_values_have_no_interval() -> None:
     assert stats.median_ratio(np.ones(5), np.full(50, 2.0)) == (2.0, (0.0, math.inf))
     assert stats.median_difference(np.ones(5), np.ones(50)) == (0.0, (-math.inf, math.inf))

@@ -112,7 +112,7 @@ class _View:
         sources = sorted(rows)
         margins = np.stack([rows[s] for s in sources])
         # Without margins only references speak: their values are 0, infinity and NaN, whatever the thresholds.
-        tolerance, cut, alien = (proof.tolerance, proof.cut, proof.alien) if proof.margins else (0.0, 1.0, 1.0)
+        tolerance, cut, alien = (proof.tolerance, proof.cut, proof.alien) if proof.margins else np.zeros(3)
         plain = UNKNOWN if name == BASE else PLAIN
         codes = [plain if s == BASE_SOURCE else keys.get(s, UNKNOWN) for s in sources]
         with np.errstate(invalid="ignore"):
@@ -183,7 +183,7 @@ def _tail(view: _View, code: I32, k: int) -> None:
     n = view.out.shape[1]
     # A version alone: it fits, and all other own versions are excluded by this very token.
     against = view.out[view.own].sum(axis=0)
-    alone = view.fits & (against - (view.out & view.own[:, None]) >= view.own.sum() - view.own[:, None])
+    alone = view.fits & (against >= view.own.sum() - view.own[:, None])
     at = k
     while at < n:
         reach = view.reach(at)
