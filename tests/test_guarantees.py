@@ -589,3 +589,28 @@ def test_a_stale_witness_leaves_out_loads_within_the_clock_error() -> None:
     assert w.text.endswith("stale by 1 version and 19.0 ms")
     exact = of_case(open_case(history(loads), 4_999_999))["fresh"].witnesses[0]
     assert exact.text.endswith("stale by 3 versions and 33.0 ms")
+
+
+# A content that was there before the run
+
+BEFORE = "declare c v0\nload c v1 100 110 ok operator\n"
+
+
+@pytest.mark.parametrize(
+    ("streams", "expected"),
+    [
+        ("stream c 90: v0 v1@111", {"untorn": {"torn": 1}}),
+        ("stream c 90: v0 v1@111 v0@112", {"untorn": {"torn": 1}, "ordered": {"flip": 1}}),
+        ("stream c 90: v1@111\nstream c 112: v0", {"fresh": {"stale": 1}, "monotonic": {"inversion": 1}}),
+        ("stream c 10: v0\nstream c 90: v0@111\nstream c 105: v1@111", {}),
+    ],
+)
+def test_what_was_served_before_the_run_is_older_than_what_it_loads(
+    streams: str, expected: dict[str, dict[str, int]]
+) -> None:
+    assert broken(BEFORE + streams) == expected
+
+
+def test_a_stream_sent_after_any_content_was_seen_could_show_an_older_one() -> None:
+    shown = [findings(BEFORE + f"stream c 10: v0@20\nstream c {sent}: v0*2")["monotonic"].exposed for sent in (20, 21)]
+    assert shown == [0, 1]

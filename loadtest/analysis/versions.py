@@ -171,7 +171,7 @@ def _choices(case: Case) -> Choices:
 
 def _flip(choices: Choices, contents: list[int], arrivals: list[int], epsilon: int) -> tuple[int, int] | None:
     """(index of a run, index of a later run that must be older), None when an order exists."""
-    newest, holder = -2 * NEVER, 0
+    newest, holder = -NEVER, 0  # no load starts earlier, and none ends by then
     for j, (content, at) in enumerate(zip(contents, arrivals, strict=True)):
         begun = [load for load in choices[content] if load[0] <= at + epsilon]
         if not begun or any(end == NEVER for _, end in begun):
