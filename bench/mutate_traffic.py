@@ -37,7 +37,7 @@ TESTS = {
     "ask": ("test_client", "test_client_decode", "test_engine"),
     "streams": ("test_streams", "test_engine_streams", *_ENGINE),
     "director": ("test_engine_streams", *_ENGINE),
-    "pulse": ("test_engine_streams", "test_engine"),
+    "pulse": ("test_pulse", "test_engine_streams", "test_engine"),
     "engine": _ENGINE,
     "ipc": ("test_ipc", "test_ipc_handle", *_ENGINE),
     "process": ("test_engine",),

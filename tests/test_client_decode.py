@@ -166,7 +166,7 @@ def test_an_error_frame_before_a_cancel_is_still_the_servers() -> None:
 
 
 def test_no_head() -> None:
-    for ending in ("refused", "cut"):
+    for ending in ("cut", "close"):
         assert why([], ending, status=0, words="connect failed") == ("fail", "refused", "connect failed")
     assert why([], "stalled", status=0)[:2] == ("info", "stalled")
     assert why([], "cancelled", status=0)[:2] == ("info", "cancelled")

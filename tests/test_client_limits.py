@@ -7,6 +7,7 @@ import copy
 import errno
 import itertools
 import socket
+from dataclasses import replace
 
 import aiohttp
 import pytest
@@ -44,6 +45,35 @@ def test_an_answer_may_have_two_mebibytes_beside_its_tokens(kib: int, reason: st
         await call.send(LAST_CHUNK)
 
     assert one(script).reason == reason
+
+
+@pytest.mark.parametrize(("tokens", "reason"), [(100, "protocol"), (1000, "truncated")])
+def test_who_asks_for_more_tokens_may_be_answered_with_more(tokens: int, reason: str) -> None:
+    async def script(call: Call) -> None:
+        await call.send(CHUNKED)
+        await call.chunk((b":" + b"x" * 1022 + b"\n") * 5000)
+        await call.chunk(completion(IDS))
+        await call.send(LAST_CHUNK)
+
+    async def use(client: StreamClient, memory: Memory, server: RawServer) -> None:
+        assert (await client.stream(replace(ask(), max_tokens=tokens))).reason == reason
+
+    play(script, use)
+
+
+def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be measured in the server's place."""
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+    async def script(call: Call) -> None:
+        await call.send(CHUNKED)
+        await call.chunk(completion(IDS))
+        await call.send(LAST_CHUNK)
+
+    assert one(script).outcome == "ok"
 
 
 @pytest.mark.parametrize("kept", [2000, 100_000])
