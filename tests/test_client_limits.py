@@ -12,7 +12,7 @@ from dataclasses import replace
 import aiohttp
 import pytest
 from rawserver import CHUNKED, LAST_CHUNK, Call, RawServer, completion
-from test_client import IDS, Memory, ask, one, play
+from test_client import IDS, Memory, ask, chunked, one, play
 
 from loadtest.records import Event, Send, Stream
 from loadtest.scenario import Traffic
@@ -167,6 +167,31 @@ def test_a_client_that_stood_still_before_it_began_gives_up_the_stream() -> None
 
     record = asyncio.run(main())
     assert (record.outcome, record.reason, record.detail) == ("info", "stalled", "no byte for 60 s")
+
+
+def test_a_server_that_is_gone_by_the_second_try_is_refused() -> None:
+    """The connection that had served is closed at its second request, and nobody takes another one."""
+    listening: list[asyncio.Server] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            await reader.readuntil(b"]")  # of the prompt, near the end of a request
+            if listening[0].is_serving():
+                writer.write(chunked(completion(IDS)))
+                listening[0].close()
+        writer.transport.abort()
+
+    async def main() -> list[Stream]:
+        listening.append(await asyncio.start_server(serve, "127.0.0.1", 0))
+        port = listening[0].sockets[0].getsockname()[1]
+        async with open_session({}, 5) as session:
+            client = StreamClient(session, f"http://127.0.0.1:{port}", Memory())
+            return [await asyncio.wait_for(client.stream(ask(n)), 10) for n in (1, 2)]
+
+    first, second = asyncio.run(main())
+    assert first.outcome == "ok"
+    assert (second.outcome, second.reason) == ("fail", "refused")
+    assert "Connect call failed" in second.detail
 
 
 def test_the_words_of_a_request_sent_again_are_short_and_without_secrets() -> None:

@@ -290,7 +290,5 @@ def _is_garbled(error: BaseException) -> bool:
         early = "Not enough data" in str(chain)
         if isinstance(chain, aiohttp.http_exceptions.HttpProcessingError) and not early:
             return True
-        if isinstance(chain, aiohttp.ClientResponseError):
-            return True
         chain = chain.__cause__
     return isinstance(error, ValueError)
