@@ -46,6 +46,20 @@ def versions(model: Model, paths: list[Path]) -> list[Version]:
 # ---- batching ----
 
 
+def test_a_crowd_of_mixed_lengths_equals_each_alone(model: Model, paths: list[Path], versions: list[Version]) -> None:
+    """More streams than attend together: they are moved between slots as others leave, and keep what they have."""
+    kit = Kit(model)
+    kit.load("a", paths[0], inplace=False)
+    streams = []
+    for i in range(72):
+        prompt, name = RNG.integers(0, 2000, int(RNG.integers(1, 90))).tolist(), "a" if i % 3 == 0 else ""
+        streams.append((kit.submit(name, prompt, int(RNG.integers(1, 60))), versions[0] if name else None))
+        kit.steps(i % 2)
+    kit.finish()
+    for stream, version in streams:
+        assert kit.sent(stream) == oracle(model, stream.prompt, [version] * stream.params.max_tokens)
+
+
 def test_streams_of_many_adapters_in_one_batch_equal_each_alone(
     model: Model, paths: list[Path], versions: list[Version]
 ) -> None:

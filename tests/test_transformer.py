@@ -11,9 +11,9 @@ from peft_maker import Recipe, make
 from safetensors.numpy import load_file, save_file
 
 from loadtest.server.base import ensure_base
-from loadtest.server.cache import Cache
+from loadtest.server.cache import Cache, alike
 from loadtest.server.lora import Version, read_version
-from loadtest.server.transformer import forward, logits, silu
+from loadtest.server.transformer import forward, logits, product, silu
 from loadtest.server.weights import load_model, read_tensors
 
 RNG = np.random.default_rng(7)
@@ -174,6 +174,43 @@ def test_a_decode_step_over_some_slots_leaves_the_others_alone(base: Path) -> No
         h = forward(model, first[slots], lengths[slots], [], cache.decode(slots, lengths[slots]))
         second[slots] = logits(model, h).argmax(1)
     assert [[a, b] for a, b in zip(first.tolist(), second.tolist(), strict=True)] == run(base, PROMPTS, None, 2)[0]
+
+
+def test_neighbours_attend_together_unless_padding_costs_more() -> None:
+    assert alike(np.full(40, 7)) == [(0, 40, 7)]
+    falling = np.arange(64, 0, -1) * 10
+    assert alike(falling) == [(0, 16, 640), (16, 32, 480), (32, 48, 320), (48, 64, 160)]
+    assert alike(np.r_[np.full(16, 100), np.full(8, 60), np.full(8, 900)]) == [(0, 16, 100), (16, 32, 900)]
+    assert [end - first for first, end, _ in alike(np.arange(800, 0, -1))] == [100] * 8
+
+
+def test_who_fills_a_free_slot_keeps_neighbours_alike_and_brings_all_it_has(base: Path) -> None:
+    config = load_model(base).config
+    cache = Cache(config, slots=48, positions=64)
+    cache.lengths[:] = np.r_[np.full(16, 60), np.full(15, 40), 45, np.full(15, 20), 10]
+    for slot in range(48):
+        cache.keys[1][slot, :, : cache.lengths[slot]] = slot
+    assert cache.vacate(3, 47) == [(31, 3), (32, 31), (47, 32)]
+    assert cache.lengths[[3, 31, 32]].tolist() == [45, 20, 10]
+    assert [set(cache.keys[1][slot, :, :10].ravel()) for slot in (3, 31, 32)] == [{31.0}, {32.0}, {47.0}]
+    assert cache.vacate(46, 46) == []
+    cache.lengths[:] = 30
+    assert cache.vacate(3, 47) == [(47, 3)]  # nobody is longer than the last
+
+
+def test_a_product_by_tiles_is_the_product() -> None:
+    rng = np.random.default_rng(5)
+    for rows, wide, out in [
+        (1, 128, 2048),
+        (3, 128, 2048),
+        (64, 128, 2048),
+        (200, 128, 2048),
+        (9, 1024, 320),
+        (64, 128, 2047),
+    ]:
+        x = rng.standard_normal((rows, wide)).astype(np.float32)
+        weight = rng.standard_normal((wide, out)).astype(np.float32)
+        np.testing.assert_allclose(product(x, weight), x.astype(np.float64) @ weight, rtol=0, atol=1e-3)
 
 
 def test_bfloat16_tensors_are_read_exactly(tmp_path: Path) -> None:

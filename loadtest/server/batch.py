@@ -1,8 +1,8 @@
 """The engine: continuous batching over streams of many adapters, one step at a time, without threads or sockets.
 
 Rules
-1. `step` admits waiting streams, asks the policy which version serves each stream, decodes one token for every running
-   stream and computes the prompts of the new ones, which yields their first token.
+1. `step` admits waiting streams, asks the policy which version serves each stream, and in one forward pass decodes one
+   token for every running stream and computes the prompts of the new ones, which yields their first token.
 2. A load happens between steps, so a load and a step exclude each other.
 3. Streams 0..B-1 of `running` own the cache slots 0..B-1.
 """
@@ -185,10 +185,13 @@ class Engine:
         if self.faults.pause:
             now = self.now_ns()
             slots = [i for i in slots if not self.faults.paused(self.running[i], now)]
-        out = self._decode(slots, versions) if slots else []
-        if new:
-            out += self._prefill(old, versions)
-        if self._account(out):
+        if not slots and not new:
+            return []
+        out = self._advance(slots, old, versions)
+        self.counts["generation_tokens"] += len(out)
+        ended = [emission.finish for emission in out if emission.finish]
+        if ended:
+            self.counts.update(ended)
             for i in reversed(range(len(self.running))):
                 if self._finish(self.running[i]):
                     self._leave(i)
@@ -218,68 +221,61 @@ class Engine:
         self.waiting.extendleft(reversed(later))
         return new
 
-    def _decode(self, slots: list[int], versions: Sequence[Version | None]) -> list[Emission]:
-        """One token for the streams in `slots`."""
-        streams = [self.running[i] for i in slots]
-        positions = np.array([s.length for s in streams], dtype=np.int64)
-        ids = np.array([s.ids[-1] for s in streams], dtype=np.int64)
-        self._cache.reserve(len(self.running), int(positions.max()) + 1)
-        attend = self._cache.decode(np.array(slots, dtype=np.int64), positions)
-        groups = grouped([versions[i] for i in slots], [1] * len(slots))
-        hidden = transformer.forward(self.model, ids, positions, groups, attend)
-        return self._sample(streams, transformer.logits(self.model, hidden))
-
-    def _prefill(self, first: int, versions: Sequence[Version | None]) -> list[Emission]:
-        """The prompts of the streams from slot `first` on, and their first tokens."""
-        streams = self.running[first:]
-        self._cache.reserve(len(self.running), max(len(s.prompt) for s in streams))
-        spaces = [self.faults.namespace(s, _namespace(s, v)) for s, v in zip(streams, versions[first:], strict=True)]
-        spans = []
-        for slot, (stream, space) in enumerate(zip(streams, spaces, strict=True), first):
-            # scores need every position computed, so that stale keys and values cannot touch them
-            blocks = [] if stream.params.prompt_logprobs is not None else self.prefix.find(space, stream.prompt)
-            for n, block in enumerate(blocks):
-                self._cache.put(slot, n * BLOCK, block.content)
-            spans.append((slot, len(blocks) * BLOCK, len(stream.prompt)))
-        rows = [end - start for _, start, end in spans]
-        ids = np.array([t for s, (_, a, _) in zip(streams, spans, strict=True) for t in s.prompt[a:]], dtype=np.int64)
-        positions = np.concatenate([np.arange(a, b) for _, a, b in spans])
-        groups = grouped(versions[first:], rows)
-        hidden = transformer.forward(self.model, ids, positions, groups, self._cache.prefill(spans))
+    def _advance(self, slots: list[int], first: int, versions: Sequence[Version | None]) -> list[Emission]:
+        """One token for the streams in `slots`; the prompts of the streams from `first` on, and their first tokens."""
+        old, new, cache = [self.running[i] for i in slots], self.running[first:], self._cache
+        where = np.array(slots, dtype=np.int64)
+        longest = max((len(s.prompt) for s in new), default=0)
+        cache.reserve(len(self.running), max(longest, int(cache.lengths[where].max(initial=0)) + 1))
+        spaces = [self.faults.namespace(s, _namespace(s, v)) for s, v in zip(new, versions[first:], strict=True)]
+        spans = [self._known(slot, s, space) for slot, (s, space) in enumerate(zip(new, spaces, strict=True), first)]
+        ids = [s.ids[-1] for s in old]
+        positions = [cache.lengths[where]]
+        for stream, (_, start, end) in zip(new, spans, strict=True):
+            ids += stream.prompt[start:]
+            positions.append(np.arange(start, end))
+        rows = [1] * len(slots) + [end - start for _, start, end in spans]
+        groups = grouped([versions[i] for i in slots] + list(versions[first:]), rows)
+        attend = cache.both(where, positions[0], spans)
+        hidden = transformer.forward(self.model, np.array(ids), np.concatenate(positions), groups, attend)
+        if not new:
+            return self._sample(old, transformer.logits(self.model, hidden))
         ends = np.cumsum(rows)
-        for slot, (stream, space) in enumerate(zip(streams, spaces, strict=True), first):
-            self.prefix.store(space, stream.prompt, self._cache, slot)
+        out = self._sample(old + new, transformer.logits(self.model, hidden[ends - 1]))
+        for n, (stream, space) in enumerate(zip(new, spaces, strict=True)):
+            self.prefix.store(space, stream.prompt, cache, first + n)
             self.counts["prompt_tokens"] += len(stream.prompt)
-        out = self._sample(streams, transformer.logits(self.model, hidden[ends - 1]))
-        for emission, end, n in zip(out, ends, rows, strict=True):
-            if (top := emission.stream.params.prompt_logprobs) is not None and n > 1:
-                scores = transformer.log_softmax(transformer.logits(self.model, hidden[end - n : end - 1]))
-                emission.prompt_scored = score(scores, emission.stream.prompt[1:], top)
+            begin, end = ends[len(slots) + n] - rows[len(slots) + n], ends[len(slots) + n]
+            self._score_prompt(out[len(slots) + n], hidden[begin : end - 1])
         return out
+
+    def _known(self, slot: int, stream: Stream, space: str) -> tuple[int, int, int]:
+        """Take the prompt's known blocks into `slot`; (slot, first position to compute, end of the prompt)."""
+        # scores need every position computed, so that stale keys and values cannot touch them
+        blocks = [] if stream.params.prompt_logprobs is not None else self.prefix.find(space, stream.prompt)
+        for n, block in enumerate(blocks):
+            self._cache.put(slot, n * BLOCK, block.content)
+        return slot, len(blocks) * BLOCK, len(stream.prompt)
 
     def _sample(self, streams: Sequence[Stream], rows: F32) -> list[Emission]:
         """logits [N, vocab] -> one emission per stream, its token appended."""
-        temperatures = [s.params.temperature for s in streams]
-        tokens = transformer.pick(rows, temperatures, [s.rng for s in streams])
+        draws = {n: (s.params.temperature, s.rng) for n, s in enumerate(streams) if s.rng is not None}
         out = []
-        for n, (stream, token) in enumerate(zip(streams, tokens, strict=True)):
-            stream.ids.append(token)
-            emission = Emission(stream, [token], usage=len(stream.ids))
+        for n, (stream, token) in enumerate(zip(streams, transformer.pick(rows, draws), strict=True)):
+            ids = stream.ids
+            ids.append(token)
+            emission = Emission(stream, [token], self._finish(stream), len(ids))
             if stream.params.logprobs is not None:
                 emission.scored = score(transformer.log_softmax(rows[n : n + 1]), [token], stream.params.logprobs)
             out.append(emission)
         return out
 
-    def _account(self, emissions: Sequence[Emission]) -> bool:
-        """Count tokens and ends; whether a stream has ended."""
-        ended = False
-        for emission in emissions:
-            finish = emission.finish = self._finish(emission.stream)
-            if finish is not None:
-                self.counts[finish] += 1
-                ended = True
-        self.counts["generation_tokens"] += len(emissions)
-        return ended
+    def _score_prompt(self, emission: Emission, hidden: F32) -> None:
+        """Scores of a prompt but for its first token, where asked for; hidden [N, hidden] are the rows before."""
+        top = emission.stream.params.prompt_logprobs
+        if top is not None and len(hidden):
+            scores = transformer.log_softmax(transformer.logits(self.model, hidden))
+            emission.prompt_scored = score(scores, emission.stream.prompt[1:], top)
 
     def _finish(self, stream: Stream) -> str | None:
         params = stream.params
@@ -288,11 +284,10 @@ class Engine:
         return "length" if len(stream.ids) >= params.max_tokens else None
 
     def _leave(self, slot: int) -> None:
-        stream, last = self.running[slot], len(self.running) - 1
-        moved = self.running.pop()
-        if slot != last:
-            self._cache.move(last, slot, len(moved.prompt) + len(moved.ids))
-            self.running[slot] = moved
+        stream = self.running[slot]
+        for source, target in self._cache.vacate(slot, len(self.running) - 1):
+            self.running[target] = self.running[source]
+        self.running.pop()
         self.policy.leave(stream, self.running)
 
 

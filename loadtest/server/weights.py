@@ -60,8 +60,8 @@ class Model:
     layers: tuple[Layer, ...]
     norm: F32  # [hidden]
     unembed: F32  # [hidden, vocab]
-    cos: F32  # [max_position, head_dim / 2]
-    sin: F32  # [max_position, head_dim / 2]
+    cos: F32  # [max_position, head_dim]
+    sin: F32  # [max_position, head_dim]
 
 
 def read_tensors(path: Path) -> dict[str, F32]:
@@ -166,8 +166,12 @@ def _turned(weight: F32) -> F32:
 
 
 def rotary(config: Config) -> tuple[F32, F32]:
-    """cos and sin of each position and frequency, each [max_position, head_dim / 2], rounded as float32 throughout."""
+    """cos and sin of each position, rounded as float32 throughout, each [max_position, head_dim].
+
+    A frequency turns the pair (i, i + head_dim / 2): cos stands at both, -sin at the first and sin at the second.
+    """
     exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     frequency = (1.0 / np.power(np.float32(config.theta), exponent)).astype(np.float32)
     angle = np.outer(np.arange(config.max_position, dtype=np.float32), frequency)
-    return np.cos(angle), np.sin(angle)
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.concatenate([cos, cos], axis=1), np.concatenate([-sin, sin], axis=1)
