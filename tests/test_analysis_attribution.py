@@ -329,6 +329,23 @@ def test_a_load_of_unknown_content_explains_plain_tokens_from_its_invocation_on(
 
 
 @pytest.mark.parametrize(
+    ("how", "count", "times"),
+    [
+        ("bad:x 10 - info bad", 8, 1),
+        ("bad:x 10 - info bad", 7, 0),
+        ("bad:x 10 12 ok bad", 8, 0),  # it was taken: gate `bad_refused` says so
+        ("bad:x 10 12 fail bad", 8, 0),  # then it is the base
+        ("v2 10 - info", 8, 0),
+        ("bad:x 10 - info bad\nload a v1 11 12 ok bad", 8, 1),
+    ],
+)
+def test_a_bad_load_that_was_never_answered_hides_what_shows_no_marker(how: str, count: int, times: int) -> None:
+    words = "times no marker was seen where a load that must be refused was never answered"
+    found = attributed(f"load a {how}\nstream a 13: v1*9 x*{count}").doubts
+    assert found == ((f"{times} {words}",) if times else ())
+
+
+@pytest.mark.parametrize(
     ("hits", "of", "leak"),
     [(6, 128, False), (7, 128, True), (3, 8, False), (4, 8, True), (4, 15, False), (5, 15, True)],
 )

@@ -426,6 +426,19 @@ def test_a_quarter_more_arrivals_are_the_same_load(apart: float, same: bool) -> 
     assert h.ratio == pytest.approx(40 / 6)
 
 
+def test_a_stream_that_ends_in_the_middle_of_another_was_beside_it() -> None:
+    """Five streams before the swap have 30 ms as their middle, as a sixth ends: six beside are as many as eight."""
+
+    def because(end: float) -> str:
+        around = "".join(f"stream a {10 + i}: {steps(10 + i, 10, 4 - i / 5)}\n" for i in range(5))
+        after = "".join(f"stream a {1100 + i / 10}: {steps(1100 + i / 10, 10, 4)}\n" for i in range(8))
+        last = f"stream a 10: {steps(10, 10, (end - 10) / 10)}\n"
+        return hangover(case_of(around + last + "load a v1 1000 1010 ok\n" + after.replace("v0", "v1"))).because
+
+    assert because(30) == ""
+    assert because(29.9) == "the load after the last swap was another than before the first"
+
+
 def test_a_first_token_read_as_the_swap_is_asked_for_is_its_effect() -> None:
     assert only(book_of("load a v1 100 150 ok\nstream a 90: v1@100").effect) == 0.0
     assert math.isnan(only(book_of("load a v1 100 150 ok\nstream a 90: v1@99.999").effect))
