@@ -1,6 +1,6 @@
 """Mutation score of loadtest/analysis: small lies in its source, and whether the tests notice.
 
-    python bench/mutate.py [--sample 400] [--seed 1] [--only MODULE] [--list]
+    python bench/mutate.py [--sample 400] [--seed 1] [--only MODULE,...] [--deciding] [--list]
 
 Each mutant changes one thing: a comparison, an arithmetic or boolean operator, a constant (units too), an outcome or a
 status, min against max, left against right. A forked process imports the changed module and runs the tests that cover
@@ -40,6 +40,10 @@ NAMES = {
 WORDS = {
     "PASS": "UNKNOWN", "FAIL": "PASS", "UNKNOWN": "PASS", "ok": "fail", "fail": "ok", "info": "ok", "left": "right",
     "right": "left", "real": "sham", "sham": "real", "bad": "real", "aa": "sham",
+}  # fmt: skip
+DECIDING = {
+    *(op.__name__ for op in SWAPPED if issubclass(op, ast.cmpop)), *(repr(word) for word in WORDS),
+    *(repr(unit) for unit in (1e3, 1e6, 1e9)), "OK", "FAIL", "INFO",
 }  # fmt: skip
 COMMON = (
     "test_guarantees",
@@ -84,6 +88,11 @@ class Mutant:
     number: int
     line: int
     what: str
+
+    @property
+    def decides(self) -> bool:
+        """Whether it is a comparison, an outcome or a unit."""
+        return self.what.partition(" -> ")[0] in DECIDING
 
     @property
     def tree(self) -> ast.Module:
@@ -251,11 +260,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, default=400)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", help="one module")
+    parser.add_argument("--only", default="", help="modules, by comma")
+    parser.add_argument("--deciding", action="store_true", help="comparisons, outcomes and units alone")
     parser.add_argument("--list", action="store_true", help="count the mutants of each module")
     args = parser.parse_args()
-    modules = [args.only] if args.only else sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
-    everything = [m for module in modules for m in mutants(module)]
+    modules = args.only.split(",") if args.only else sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
+    everything = [m for module in modules for m in mutants(module) if m.decides or not args.deciding]
     if args.list:
         for module in modules:
             print(f"{module}: {sum(m.module == module for m in everything)}")
