@@ -264,7 +264,8 @@ def main() -> int:
     parser.add_argument("--deciding", action="store_true", help="comparisons, outcomes and units alone")
     parser.add_argument("--list", action="store_true", help="count the mutants of each module")
     args = parser.parse_args()
-    modules = args.only.split(",") if args.only else sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
+    every = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
+    modules = args.only.split(",") if args.only else every
     everything = [m for module in modules for m in mutants(module) if m.decides or not args.deciding]
     if args.list:
         for module in modules:
