@@ -7,6 +7,7 @@ import contextlib
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -22,7 +23,7 @@ from rawserver import CHUNKED, LAST_CHUNK, Call, completion, event, serving, unt
 
 from loadtest import history
 from loadtest.errors import LoadtestError
-from loadtest.traffic.ipc import EngineHandle, Message
+from loadtest.traffic.ipc import EngineHandle, Message, frame
 
 IDS = [11, 12, 13, 14]
 
@@ -238,6 +239,79 @@ def test_interrupts_are_the_hosts_affair_and_sigterm_is_a_stop(tmp_path: Path) -
     assert [e.reason for e in history.load(tmp_path).ends] == ["interrupted"]
 
 
+@pytest.mark.parametrize("how", ["eof", "sigterm"])
+def test_the_end_has_no_patience_with_open_streams(tmp_path: Path, how: str) -> None:
+    """Each would have come to its end half a second later."""
+    asked = threading.Event()
+
+    async def script(call: Call) -> None:
+        await call.send(CHUNKED)
+        asked.set()
+        await asyncio.sleep(0.5)
+        await call.chunk(completion(IDS))
+        await call.send(LAST_CHUNK)
+
+    with serving(script) as server, engine(tmp_path, server.url) as host:
+        thread = threading.Thread(target=lambda: host.handle.stream(host.ask()))
+        thread.start()
+        assert asked.wait(10)
+        if how == "eof":
+            host.handle.close()
+        else:
+            os.kill(host.handle.pid, signal.SIGTERM)
+            until(lambda: host.told("stopped"))
+        thread.join(10)
+    streams = history.load(tmp_path).streams
+    assert [streams.reasons[i] for i in streams.reason] == ["cancelled"]
+
+
+def test_what_was_told_is_on_record_when_the_engine_is_killed(tmp_path: Path) -> None:
+    with serving(complete, keep=True) as server, engine(tmp_path, server.url) as host:
+        until(lambda: host.told("progress"))
+        host.handle.event("note", "hello")
+        assert host.handle.stream(host.ask())["outcome"] == "ok"  # what came before it has been handled
+        os.kill(host.handle.pid, signal.SIGKILL)
+        until(lambda: host.deaths)
+    found = history.load(tmp_path)
+    assert [(e.what, e.detail) for e in found.events] == [("note", "hello")]
+    assert len(found.health) >= len(host.told("progress"))
+    assert found.ends == ()
+
+
+def test_one_healthy_replica_keeps_a_fleet_alive(tmp_path: Path) -> None:
+    async def script(call: Call) -> None:
+        await call.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    with serving(script) as gone:
+        nobody = gone.url
+    with serving(script) as server, engine(tmp_path, nobody, replicas=[nobody, server.url], spread="user") as host:
+        for _ in range(6):
+            assert host.handle.stream(host.ask())["reason"] == "refused"
+        until(lambda: server.calls)
+        assert host.handle.stop("complete", 0)
+        assert host.told("target_died") == []
+    assert [c.path for c in server.calls] == ["/health"]
+
+
+def set_realtime_allowed() -> bool:
+    """Asked of another process: this one's scheduling stays."""
+    words = "import sys; from loadtest.traffic.priority import set_realtime; sys.exit(not set_realtime(True))"
+    return subprocess.run([sys.executable, "-c", words], timeout=20).returncode == 0
+
+
+@pytest.mark.parametrize(("said", "status"), [([], 0), ([{"op": "play"}], 70)])
+def test_the_exit_status_says_whether_it_was_configured(said: list[Message], status: int) -> None:
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "loadtest.traffic.engine", str(theirs.fileno()), str(os.getpid())]
+    with ours, subprocess.Popen(command, pass_fds=(theirs.fileno(),), stderr=subprocess.DEVNULL) as child:
+        theirs.close()
+        for message in said:
+            ours.sendall(frame(message))
+        if not said:
+            ours.shutdown(socket.SHUT_WR)
+        assert child.wait(20) == status
+
+
 PARENT = """
 import sys, time
 from loadtest.traffic.ipc import EngineHandle
@@ -347,6 +421,8 @@ def test_progress_is_what_the_history_says(tmp_path: Path) -> None:
             host.handle.stream(host.ask(adapter=adapter))
         seen = len(host.told("progress"))
         until(lambda: len(host.told("progress")) > seen)
+        policy = os.sched_getscheduler(host.handle.pid) & ~os.SCHED_RESET_ON_FORK
+        assert policy == (os.SCHED_RR if set_realtime_allowed() else os.SCHED_OTHER)  # it needs little
         host.handle.event("long", "x" * 3000)
         assert host.handle.stop("complete", 0)
     told = {m["at_ns"]: m for m in host.told("progress")}

@@ -12,7 +12,7 @@ import pytest
 from rawserver import until
 from tools_kit import Server, embedded, markers
 
-from loadtest import history
+from loadtest import history, records
 from loadtest.adapters.marker import VersionFile as Forged
 from loadtest.chaos.conductor import Script, VersionFile
 from loadtest.errors import TargetError
@@ -100,6 +100,7 @@ def test_streams_and_swaps(server: Server, versions: list[Forged], tmp_path: Pat
     lines = [json.loads(x) for x in (tmp_path / "run" / "history-e0.jsonl").read_text().splitlines()]
     sent = min(x["sent_ns"] for x in lines if x["kind"] == "send")
     assert any(x["at_ns"] <= sent for x in lines if x["kind"] == "health")  # what setup cost is not the streams'
+    assert not any(x["kind"] == records.ReplicaAck.kind for x in lines)  # one server is no fleet
     swaps = [m for m in news if m["op"] == "swap"]
     assert [(m["version"], m["outcome"], m["arm"], m["n"]) for m in swaps] == [
         ("v1", "ok", "real", 1),
