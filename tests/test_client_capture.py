@@ -308,6 +308,28 @@ class Paused(Aborts):
         return True
 
 
+def test_others_are_served_between_the_slices_of_a_long_read_and_nothing_overtakes_them() -> None:
+    """Also where a transport that was paused reads on all the same."""
+    body = bytes(97 + i % 26 for i in range(50_000))
+    kept: list[int] = []
+
+    async def main() -> Reads:
+        reads = Reads(1 << 20, lambda: 7)
+        tap = Tap(Keeps(), Paused([]), reads)
+        tap.data_received(CHUNKED)
+        tap.data_received(b"".join(b"1\r\n%c\r\n" % c for c in body[:-3]))
+        tap.data_received(b"3\r\n" + body[-3:] + b"\r\n")
+        for _ in range(60):
+            kept.append(sum(map(len, reads.payloads)))
+            await asyncio.sleep(0)
+        return reads
+
+    reads = asyncio.run(main())
+    assert b"".join(reads.payloads) == body
+    assert kept[0] == 0
+    assert all(0 <= b - a <= capture.SLICE for a, b in itertools.pairwise(kept))
+
+
 def test_a_usual_read_over_the_limit_is_too_large_as_well() -> None:
     reads = Reads(3 * (READ_COST + 20), lambda: 7)
     broken: list[Exception] = []

@@ -35,7 +35,7 @@ def test_an_idle_connection_is_given_up_before_the_usual_server_does() -> None:
 
 @pytest.mark.parametrize(("kib", "reason"), [(1980, ""), (2100, "protocol")])
 def test_an_answer_may_have_two_mebibytes_beside_its_tokens(kib: int, reason: str) -> None:
-    """And 4 KiB for each of seven tokens; a read costs 96 bytes more than it brings."""
+    """And 4 KiB for each of seven tokens; a read costs more than it brings."""
     comments = (b":" + b"x" * 1022 + b"\n") * kib
 
     async def script(call: Call) -> None:
