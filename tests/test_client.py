@@ -258,13 +258,16 @@ def test_refused() -> None:
         record = one(script)
         assert (record.outcome, record.reason, record.status) == ("fail", "refused", 0), record.detail
 
+    memory = Memory()
+
     async def nobody() -> Stream:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             async with open_session({}, 5) as session:
-                return await StreamClient(session, f"http://127.0.0.1:{s.getsockname()[1]}", Memory()).stream(ask())
+                return await StreamClient(session, f"http://127.0.0.1:{s.getsockname()[1]}", memory).stream(ask())
 
     record = asyncio.run(nobody())
+    assert [r.kind for r in memory.records] == ["send", "stream"]  # nothing was sent again
     assert (record.outcome, record.reason) == ("fail", "refused")
     assert "Connect call failed" in record.detail
 
