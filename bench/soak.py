@@ -40,14 +40,27 @@ def engine_of(pid: int) -> int:
     raise SystemExit("the engine did not start")
 
 
-def watch(pid: int, server: Firehose, seconds: float) -> list[tuple[float, float, float, int]]:
-    """(seconds since the start, MB resident, CPU seconds, open streams), one a line, until the time is over."""
+def watch(pid: int, server: Firehose, seconds: float, csv_file: Path) -> list[tuple[float, float, float, int]]:
+    """(seconds since the start, MB resident, CPU seconds, open streams), one a line, until the time is over.
+
+    Each is in `csv_file` at once; -1 open streams where the server did not say in time, which is no end of a soak.
+    """
     rows, begun = [], time.monotonic()
-    while (now := time.monotonic() - begun) < seconds and procs.running(pid):
-        rows.append((now, procs.rss_mb(pid), procs.cpu_s(pid), server.stats()["open"]))
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r{now:6.0f} s  {rows[-1][1]:7.1f} MB  {rows[-1][3]} open ")
-        time.sleep(EVERY_S)
+    with csv_file.open("w", newline="") as out:
+        table = csv.writer(out)
+        table.writerow(("s", "mb", "cpu_s", "open"))
+        while (now := time.monotonic() - begun) < seconds and procs.running(pid):
+            memory, cpu = procs.rss_mb(pid), procs.cpu_s(pid)
+            try:
+                streams = server.stats()["open"]
+            except TimeoutError:
+                streams = -1
+            rows.append((now, memory, cpu, streams))
+            table.writerow(rows[-1])
+            out.flush()
+            if sys.stderr.isatty():
+                sys.stderr.write(f"\r{now:6.0f} s  {memory:7.1f} MB  {streams} open ")
+            time.sleep(EVERY_S)
     return rows
 
 
@@ -82,13 +95,11 @@ def main() -> int:
         driver = subprocess.Popen(command)
         try:
             time.sleep(given.streams / 100 + 5)
-            rows = watch(engine_of(driver.pid), server, given.seconds)
+            rows = watch(engine_of(driver.pid), server, given.seconds, given.csv)
             driver.wait(timeout=120)
         finally:
             driver.kill()
         recorded = history.load(Path(scratch) / "run")
-    with given.csv.open("w", newline="") as out:
-        csv.writer(out).writerows([("s", "mb", "cpu_s", "open"), *rows])
     words, flat = summary(rows, given.streams)
     reasons = {recorded.streams.reasons[c]: int(n) for c, n in enumerate(np.bincount(recorded.streams.reason)) if n}
     print(words)
