@@ -389,13 +389,22 @@ def test_a_client_that_stood_still_during_a_swap(
     assert (f"the client was {lag:.1f} ms late itself" in found["because"]) == excused
 
 
-def test_of_two_standstills_that_explain_slow_acks_the_longer_one_is_told() -> None:
-    slow = text_of("pass").replace("7000 7040", "7000 7140").replace("8000 8040", "8000 8150")
+@pytest.mark.parametrize(("second", "told"), [(8150, 120.0), (8060, 90.0)])
+def test_of_standstills_that_explain_slow_acks_the_longest_is_told(second: int, told: float) -> None:
+    """A swap that took just the budget of 60 ms needs no excuse."""
+    slow = text_of("pass").replace("7000 7040", "7000 7140").replace("8000 8040", f"8000 {second}")
     h = history(slow + "health 0 99999 1\nhealth 7000 7100 1\nhealth 8000 8100 1\n")
     lags = (0.0, 90.0, 120.0)
     h = changed(h, health=tuple(replace(x, lag_max_ms=lag) for x, lag in zip(h.health, lags, strict=True)))
     found = to_json(judge(h, Require(swap_ack_p99_ms=60)))["budgets"]["swap_ack_p99"]
-    assert (found["status"], "the client was 120.0 ms late itself" in found["because"]) == ("UNKNOWN", True)
+    assert (found["status"], f"the client was {told} ms late itself" in found["because"]) == ("UNKNOWN", True)
+
+
+@pytest.mark.parametrize(("lag", "status"), [(80.0, "UNKNOWN"), (79.9, "FAIL")])
+def test_a_lag_that_brings_the_p99_to_its_budget_excuses_it(lag: float, status: str) -> None:
+    slow = history(text_of("pass").replace("load a v7 7000 7040", "load a v7 7000 7140"))
+    found = to_json(judge(late(slow, lag), Require(swap_ack_p99_ms=60)))["budgets"]["swap_ack_p99"]
+    assert (found["status"], "late itself" in found["because"]) == (status, status == "UNKNOWN")
 
 
 def test_a_client_that_stood_still_does_not_excuse_what_was_never_answered() -> None:
