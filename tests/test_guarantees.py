@@ -322,6 +322,38 @@ def test_a_load_is_given_as_long_as_the_slowest_that_was_seen(seen_after: int, s
     assert broken(waits(seen_after, silent)).get("durable", {}) == ({"lost": 1} if lost else {})
 
 
+@pytest.mark.parametrize(("acked", "lost"), [(10, False), (9.999, True)])
+def test_a_version_acked_as_the_next_was_asked_for_is_no_older_one(acked: float, lost: bool) -> None:
+    text = f"load a v0 0 1 ok\nload a v1 5 {acked} ok\nload a v2 10 12 ok\nstream a 7: v1\n"
+    found = broken(text + "".join(f"stream a {t}: v1*3\n" for t in (13, 14, 15)))
+    assert found == ({"fresh": {"stale": 3}, "durable": {"lost": 1}} if lost else {})
+    seen = "".join(f"stream a {t}: v2*3\n" for t in range(13, 23))
+    found = broken(text + seen + "".join(f"stream a {t}: v1*3\n" for t in range(30, 50)))
+    older = {"fresh": {"stale": 20}, "monotonic": {"inversion": 20}, "durable": {"reverted": 1}}
+    assert found == (older if lost else {})
+
+
+@pytest.mark.parametrize(
+    ("first", "between", "lost"),
+    [
+        ("0 1", "v0*2", False),
+        ("0 1", "| rejected", True),  # shows nothing
+        ("0 1", "v0*2 | text", True),
+        ("0 1", "| rejected\nstream a 33: v0*2", False),  # sent as the first token of v1 was read
+        ("0 1", "| rejected\nstream a 33.001: v0*2", True),  # seen by then: that is stale
+        ("0 9.999", "v0*2", False),
+        ("0 10", "v0*2", True),  # acked as v1 was asked for: it may be the newer one
+    ],
+)
+def test_only_a_stream_that_shows_an_older_version_tells_how_long_a_load_may_take(
+    first: str, between: str, lost: bool
+) -> None:
+    """18 ms after v1's ack; then v2 is not seen in 10 ms of traffic."""
+    text = TWO.replace("load a v0 0 1 ok", f"load a v0 {first} ok") + f"stream a 30: {between}\nstream a 32: v1*2\n"
+    text += "load a v2 100 101 ok\n" + "".join(f"stream a {101 + t}: v1*2\n" for t in range(1, 11))
+    assert broken(text).get("durable", {}) == ({"lost": 1} if lost else {})
+
+
 BOUNDARIES = {
     "a token read as its refused load was asked for": (
         "load a v2 20 30 fail\nstream a 15: v2@20",
@@ -452,6 +484,13 @@ def test_a_flip_witness_names_the_newer_token_and_the_later_one() -> None:
     assert (
         "token 4 is v1, the later token 5 is the older v0 (v1: swap e0-2, acked 2.0 ms before): flip at 4..5" in w.text
     )
+
+
+def test_a_flip_is_told_from_where_the_newer_version_was_first_seen() -> None:
+    """v1 and v2 are concurrent: between them nothing flips, and v0 is older than both."""
+    text = "load a v0 0 1 ok\nload a v2 5 40 ok\nload a v1 10 40 ok\nstream a 8: v1@11 v2@12 v1@13 v0@14"
+    (witness,) = findings(text)["ordered"].witnesses
+    assert (witness.tokens, witness.versions) == ((0, 3), ("v1", "v0"))
 
 
 def test_a_leak_into_a_bystander_is_told_by_its_tokens() -> None:

@@ -100,7 +100,7 @@ def _contradiction(case: Case) -> npt.NDArray[np.object_]:
     """Why a stream that the client called ok is not, "" otherwise: [S]."""
     t = case.history.streams
     ok = is_ok(case)
-    counted, exact = ok & ~t.text_only & (t.usage >= 0), ok & ~t.text_only & t.ignore_eos & (t.max_tokens > 0)
+    counted, exact = ok & ~t.text_only & (t.usage >= 0), ok & ~t.text_only & t.ignore_eos
     unfinished = np.array([f == "" for f in t.finish], bool)
     found = np.full(len(t), "", dtype=object)
     found[(counted & (t.tokens > t.usage)) | (ok & ~t.text_only & (t.tokens > t.max_tokens))] = "duplicated"
