@@ -630,6 +630,24 @@ def test_a_stale_witness_leaves_out_loads_within_the_clock_error() -> None:
     assert exact.text.endswith("stale by 3 versions and 33.0 ms")
 
 
+@pytest.mark.parametrize(
+    ("earlier", "wiped"),
+    [
+        ("unload a 14 - info", False),  # may take the adapter away at any time
+        ("unload a 14 - ok", False),
+        ("load a v2 14 - info reload", False),
+        ("load a v2 14 - info", True),
+        ("unload a 14 15 fail", True),
+        ("unload a 4 5 ok\nload a v0 6 7 ok reload", True),  # done and answered
+    ],
+)
+def test_an_unload_without_an_answer_may_have_wiped_the_adapter_instead(earlier: str, wiped: bool) -> None:
+    text = TWO + f"stream a 13: v1*2\n{earlier}\nstream a 16: v1*2\nload a bad:x 30 31 fail bad\n"
+    text = text.replace("stream a 16: v1*2\n", "") if earlier == "unload a 14 15 ok" else text
+    found = findings(text + "".join(f"stream a {t}: | rejected\n" for t in (32, 33, 34)))["durable"]
+    assert found.kinds == ({"wiped": 1} if wiped else {})
+
+
 # A content that was there before the run
 
 BEFORE = "declare c v0\nload c v1 100 110 ok operator\n"
