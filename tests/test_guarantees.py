@@ -643,7 +643,6 @@ def test_a_stale_witness_leaves_out_loads_within_the_clock_error() -> None:
 )
 def test_an_unload_without_an_answer_may_have_wiped_the_adapter_instead(earlier: str, wiped: bool) -> None:
     text = TWO + f"stream a 13: v1*2\n{earlier}\nstream a 16: v1*2\nload a bad:x 30 31 fail bad\n"
-    text = text.replace("stream a 16: v1*2\n", "") if earlier == "unload a 14 15 ok" else text
     found = findings(text + "".join(f"stream a {t}: | rejected\n" for t in (32, 33, 34)))["durable"]
     assert found.kinds == ({"wiped": 1} if wiped else {})
 
@@ -671,3 +670,9 @@ def test_what_was_served_before_the_run_is_older_than_what_it_loads(
 def test_a_stream_sent_after_any_content_was_seen_could_show_an_older_one() -> None:
     shown = [findings(BEFORE + f"stream c 10: v0@20\nstream c {sent}: v0*2")["monotonic"].exposed for sent in (20, 21)]
     assert shown == [0, 1]
+
+
+@pytest.mark.parametrize(("first", "exposed"), [("v0", 1), ("v1", 0)])
+def test_a_version_that_may_come_at_any_time_bounds_no_later_stream(first: str, exposed: int) -> None:
+    text = f"load a v0 0 1 ok\nload a v1 10 - info\nstream a 12: {first}@13\nstream a 20: v0*2"
+    assert findings(text)["monotonic"].exposed == exposed
