@@ -234,6 +234,29 @@ def test_plain_tokens_are_counted_as_noise_outside_fallbacks_only() -> None:
     assert attributed("stream a 15: v1*5 x x v1*5\nstream a 16: x*30\nstream b 16: v0*9").plain == {"a": 2, "b": 0}
 
 
+@pytest.mark.parametrize(
+    ("bursts", "doubt"),
+    [
+        ((2, 2, 0), ""),  # drift at 2 in 100 makes four pairs in 200 tokens with odds of 1.6e-6
+        ((3, 2, 0), "5 runs of 2 or more tokens in 2 streams"),
+        ((5, 0, 0), "5 runs of 2 or more tokens in 1 streams"),
+        ((0, 0, 2), ""),
+        ((0, 0, 3), "3 runs of 3 or more tokens in 1 streams"),
+        ((1, 0, 3), "3 runs of 3 or more tokens in 1 streams"),
+        ((2, 0, 3), "5 runs of 2 or more tokens in 2 streams"),
+    ],
+)
+def test_plain_tokens_in_a_row_that_drift_does_not_make_are_doubted(bursts: tuple[int, int, int], doubt: str) -> None:
+    """Pairs in the first stream and in the second, and threes in the second, of 200 tokens in all."""
+    first, second, threes = bursts
+    words = (["v1*10 x*2"] * first, ["v1*10 x*2"] * second + ["v1*10 x*3"] * threes)
+    rest = (100 - 12 * first, 100 - 12 * second - 13 * threes)
+    text = "".join(f"stream a 15: {' '.join(w)} v1*{n}\n" for w, n in zip(words, rest, strict=True))
+    found = attributed(text)
+    assert found.noise.tokens == 200
+    assert found.doubts == ((f"{doubt} carry no marker, too often for drift",) if doubt else ())
+
+
 def base_stream(hits: int, of: int = 128, marker: str = "a/v1", at: int = 15) -> str:
     return f"stream base {at}: x*{of - hits} {marker}*{hits}\n" if hits else f"stream base {at}: x*{of}\n"
 

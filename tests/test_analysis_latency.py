@@ -426,17 +426,18 @@ def test_a_quarter_more_arrivals_are_the_same_load(apart: float, same: bool) -> 
     assert h.ratio == pytest.approx(40 / 6)
 
 
-def test_a_stream_that_ends_in_the_middle_of_another_was_beside_it() -> None:
-    """Five streams before the swap have 30 ms as their middle, as a sixth ends: six beside are as many as eight."""
-
-    def because(end: float) -> str:
-        around = "".join(f"stream a {10 + i}: {steps(10 + i, 10, 4 - i / 5)}\n" for i in range(5))
-        after = "".join(f"stream a {1100 + i / 10}: {steps(1100 + i / 10, 10, 4)}\n" for i in range(8))
-        last = f"stream a 10: {steps(10, 10, (end - 10) / 10)}\n"
-        return hangover(case_of(around + last + "load a v1 1000 1010 ok\n" + after.replace("v0", "v1"))).because
-
-    assert because(30) == ""
-    assert because(29.9) == "the load after the last swap was another than before the first"
+@pytest.mark.parametrize(
+    ("begin", "end", "same"), [(10, 30, True), (10, 29.9, False), (30, 50, True), (30.1, 50, False)]
+)
+def test_a_stream_that_begins_or_ends_in_the_middle_of_another_was_beside_it(
+    begin: float, end: float, same: bool
+) -> None:
+    """Five streams before the swap have 30 ms as their middle: with a sixth beside they are as many as eight."""
+    around = "".join(f"stream a {10 + i}: {steps(10 + i, 10, 4 - i / 5)}\n" for i in range(5))
+    after = "".join(f"stream a {1100 + i / 10}: {steps(1100 + i / 10, 10, 4)}\n" for i in range(8))
+    last = f"stream a {begin}: {steps(begin, 10, (end - begin) / 10)}\n"
+    h = hangover(case_of(around + last + "load a v1 1000 1010 ok\n" + after.replace("v0", "v1")))
+    assert h.because == ("" if same else "the load after the last swap was another than before the first")
 
 
 def test_a_first_token_read_as_the_swap_is_asked_for_is_its_effect() -> None:
@@ -486,6 +487,14 @@ def test_a_group_without_tokens_has_no_rate() -> None:
     assert (b.streams, b.fail, b.tokens, math.isnan(b.tokens_per_s)) == (1, 1, 0, True)
     assert base.tokens_per_s == pytest.approx(1000)
     assert math.isnan(base.figures["tpot_ms"]["p50"])  # ids of text-only streams are guesses
+
+
+def test_streams_without_ids_leave_the_time_per_token_of_the_others_alone() -> None:
+    case = case_of(
+        "stream base 8: x@9 x@13 x@19\nstream base 9: x*3 | text\nstream base 9: x\nstream base 9: x@11 x@14"
+    )
+    (group,) = by_adapter(case, gaps(case).every(9))
+    assert group.figures["tpot_ms"] == {"p50": 3.0, "p90": 5.0, "p99": 5.0, "n": 2.0}
 
 
 @pytest.mark.parametrize(("limit", "status"), [(0.5, "PASS"), (0.499, "UNKNOWN"), (0.18, "FAIL"), (0.19, "UNKNOWN")])

@@ -647,6 +647,16 @@ def test_an_unload_without_an_answer_may_have_wiped_the_adapter_instead(earlier:
     assert found.kinds == ({"wiped": 1} if wiped else {})
 
 
+@pytest.mark.parametrize(
+    ("newer", "older", "reverted"), [(97, 3, False), (99, 3, True), (99, 2, False), (8, 6, False), (9, 6, True)]
+)
+def test_older_streams_at_the_end_must_be_three_and_no_chance(newer: int, older: int, reverted: bool) -> None:
+    """One of each kind is added: (1 / 99)^3 = 1.03e-6, (1 / 101)^3 = 0.97e-6, (1 / 10)^6 = 1e-6, (1 / 11)^6 = 6e-7."""
+    text = TWO + "".join(f"stream a {13 + i}: v1*3\n" for i in range(newer))
+    found = findings(text + "".join(f"stream a {213 + i}: v0*3\n" for i in range(older)))["durable"]
+    assert found.kinds == ({"reverted": 1} if reverted else {})
+
+
 # A content that was there before the run
 
 BEFORE = "declare c v0\nload c v1 100 110 ok operator\n"

@@ -47,7 +47,7 @@ def quantiles(values: F64) -> dict[str, float]:
 def tpot_ms(case: Case) -> F64:
     """[S] mean time per output token after the first, NaN where there is none."""
     t = case.history.streams
-    enough = (t.tokens > 1) & (t.first > 0) & ~t.text_only
+    enough = (t.tokens > 1) & ~t.text_only
     span = np.where(enough, (t.last - t.first) / 1e6, np.nan)
     out: F64 = span / np.maximum(t.tokens - 1, 1)
     return out
@@ -60,11 +60,11 @@ def group(case: Case, name: str, mine: Bool, thinned: Some) -> Group:
     seen = mine & (t.last > 0)
     span = (int(t.last[seen].max()) - int(t.sent[seen].min())) / 1e9 if seen.any() else math.nan
     tokens = int(t.tokens[mine].sum())
-    itl = thinned.of(done)
+    itl, tpot = thinned.of(done), tpot_ms(case)[done]
     figures = {
         "ttft_ms": quantiles((t.first[done] - t.sent[done]) / 1e6),
         "itl_ms": quantiles((itl.end - itl.start) / 1e6),
-        "tpot_ms": quantiles(tpot_ms(case)[done & (t.tokens > 1)]),
+        "tpot_ms": quantiles(tpot[~np.isnan(tpot)]),
         "e2el_ms": quantiles((t.last[done] - t.sent[done]) / 1e6),
     }
     ok, fail, info = (int((mine & (t.outcome == outcome)).sum()) for outcome in (OK, FAIL, INFO))
