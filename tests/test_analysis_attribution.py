@@ -377,6 +377,29 @@ def test_a_base_may_show_as_many_markers_as_chance_explains(hits: int, of: int, 
     assert runs(attributed(base_stream(hits, of))) == ([(0, 1, hits)] if leak else [])
 
 
+@pytest.mark.parametrize(
+    ("hits", "strange", "more", "doubt"),
+    [
+        (5, 0, "", ""),  # P(5 of 80) = 2.4e-8
+        (6, 0, "", "6 tokens in 6 streams"),  # P(6 of 80) = 3e-10
+        (6, 0, "stream a 15: v1*3000", "6 tokens in 6 streams"),  # what adapters stream says nothing about the base
+        (6, 0, "stream base 15: x*3000 | text", "6 tokens in 6 streams"),  # nor what has no ids
+        (6, 0, "stream base 15: x*40", ""),  # P(6 of 120) = 3.4e-9
+        (10, 1, "", ""),  # a base that loops on its own shows the markers of versions that were not loaded too
+        (11, 1, "", "11 tokens in 11 streams"),
+    ],
+)
+def test_markers_too_few_for_each_base_stream_may_be_too_many_for_all(
+    hits: int, strange: int, more: str, doubt: str
+) -> None:
+    words = ["a/v1"] * hits + ["a/v7"] * strange
+    words += ["x"] * (10 - len(words))
+    found = attributed("".join(f"stream base {15 + i}: x*7 {word}\n" for i, word in enumerate(words)) + more)
+    said = "of the base carry markers of loaded versions, too many for chance"
+    assert found.doubts == ((f"{doubt} {said}",) if doubt else ())
+    assert all(own for _, own in zip(runs(found), found.own, strict=True))  # nobody is accused
+
+
 def test_a_leak_into_base_is_one_run_from_its_first_token_to_its_last() -> None:
     """Also of the first content of all, loaded by the first operation of all."""
     found = attributed("stream base 15: a/v1*4 x*3 a/v0*4 a/v1*4 a/v0*4\nstream base 16: a/v0*8")

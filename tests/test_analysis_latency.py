@@ -14,6 +14,7 @@ from loadtest.analysis.guarantees import complete
 from loadtest.analysis.isolated import Budget, bystander_names, bystanders, isolated
 from loadtest.analysis.latency import by_adapter, by_arm, hangover
 from loadtest.analysis.ledger import Ledger, figure, ledger, stall_effect
+from loadtest.analysis.timeline import TIMELESS
 
 LOADS = "load a v0 0 1 ok\nload b v0 0 1 ok\n"
 
@@ -487,6 +488,23 @@ def test_a_group_without_tokens_has_no_rate() -> None:
     assert (b.streams, b.fail, b.tokens, math.isnan(b.tokens_per_s)) == (1, 1, 0, True)
     assert base.tokens_per_s == pytest.approx(1000)
     assert math.isnan(base.figures["tpot_ms"]["p50"])  # ids of text-only streams are guesses
+
+
+def test_a_stream_that_got_nothing_does_not_stretch_the_time_of_a_group() -> None:
+    case = case_of("stream b 2: | rejected\nstream b 7: v0*2\nstream b 8: v0*2 | cut ended=90\nstream b 99: | cut")
+    (group,) = by_adapter(case, gaps(case).every(9))
+    assert (group.tokens, group.tokens_per_s) == (4, pytest.approx(4 / 0.003))
+    (empty,) = by_adapter(case := case_of("stream b 7: | usage=0 max=0"), gaps(case).every(9))
+    assert (empty.ok, [empty.figures[name]["n"] for name in ("ttft_ms", "tpot_ms", "e2el_ms")]) == (1, [0.0] * 3)
+
+
+def test_clocks_that_do_not_compare_measure_neither_bystanders_nor_a_hangover() -> None:
+    text = SWAPS + "".join(bystander(i, "| cut max=4", "v0*4") for i in range(1, 11))
+    for more, status in (("", ["FAIL", "UNKNOWN"]), ("engine e1 other", ["UNKNOWN", "UNKNOWN"])):
+        _, found = budgets(text + more, error_rate=0.0, stall=2.0)
+        assert [b.status for b in found] == status
+        assert [b.because == TIMELESS for b in found] == [bool(more)] * 2
+        assert (hangover(case_of(text + more)).because == TIMELESS) == bool(more)
 
 
 def test_streams_without_ids_leave_the_time_per_token_of_the_others_alone() -> None:

@@ -2,7 +2,8 @@
 
 TTFT: sent → first token read. E2EL: sent → last token read. TPOT: (last - first) / (tokens - 1) of a stream. ITL: the
 gap between two reads, over all gaps of a group. All in ms. Streams that did not complete are left out of all four and
-counted beside them. Tokens per second: tokens read over the time from the group's first send to its last token.
+counted beside them. Tokens per second: tokens read over the time from the first send of a stream that got one to the
+group's last token.
 """
 
 from __future__ import annotations
