@@ -1,8 +1,8 @@
 """What a token costs the embedded server: its CPU seconds over the tokens it sent, so other work does not count.
 
-    python bench/embedded.py [STREAMS [SECONDS]]
+    python bench/embedded.py [STREAMS [SECONDS [TOKENS [OPTION OF THE SERVER]...]]]
 
-Prints JSON: tokens per CPU second (what one core gives), and how many streams were open at once.
+TOKENS is the length of every stream. Prints JSON: tokens per CPU second (what one core gives), and how many streams were open at once.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from loadtest import history
 from loadtest.probe import ONE_THREAD, cache_dir
 from loadtest.server.base import ensure_base
 
-TOKENS = 200
 ROOT = Path(__file__).parent.parent
 
 
-def main(streams: int = 64, seconds: float = 10.0) -> None:
+def main(streams: int = 64, seconds: float = 10.0, length: int = 200) -> None:
     """Measure it."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         command = [sys.executable, "-m", "loadtest.server.app", "--model", str(ensure_base(cache_dir())), "--port", "0"]
-        command += ["--port-file", str(folder / "port"), "--max-num-seqs", str(streams), *sys.argv[3:]]
+        command += ["--port-file", str(folder / "port"), "--max-num-seqs", str(streams), *sys.argv[4:]]
         with (folder / "log").open("wb") as log:
             server = subprocess.Popen(
                 pinned(command, 0), env=ONE_THREAD | {"PATH": "/usr/bin:/bin"}, stdout=log, stderr=log
@@ -41,7 +40,7 @@ def main(streams: int = 64, seconds: float = 10.0) -> None:
             url = f"http://127.0.0.1:{(folder / 'port').read_text().strip()}"
             ours = [sys.executable, str(ROOT / "bench/ours.py"), url, str(folder / "run")]
             ramp = max(1.0, streams / 500)
-            client = subprocess.Popen(pinned([*ours, str(streams), str(seconds + 3), str(ramp), str(TOKENS)], 1))
+            client = subprocess.Popen(pinned([*ours, str(streams), str(seconds + 3), str(ramp), str(length)], 1))
             time.sleep(ramp + 2)
             begin_ns, cpu = time.monotonic_ns(), procs.cpu_s(server.pid)
             time.sleep(seconds)
@@ -60,4 +59,4 @@ def main(streams: int = 64, seconds: float = 10.0) -> None:
 
 
 if __name__ == "__main__":
-    main(*(int(a) for a in sys.argv[1:3]))
+    main(*(int(a) for a in sys.argv[1:4]))
