@@ -6,7 +6,7 @@ A reply is fed by the HTTP loop, once per step, without waking a task: a stream'
 from __future__ import annotations
 
 import asyncio
-import secrets
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ from loadtest.server.wire import Ask, error_body
 DONE = b"data: [DONE]\n\n"
 # after the head: text, logprobs, finish and stop reason, ids of prompt and event, usage
 EVENT = b'%b%b,"logprobs":%b,"finish_reason":%b,"stop_reason":%b,"prompt_token_ids":%b,"token_ids":%b}]%b}\n\n'
-NOTHING = (b"null",) * 4
+PLAIN = EVENT % (b"%b", b"%b", *(b"null",) * 4, b"[%d]", b"")  # an event of nothing but text and one id
 DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 
 
@@ -35,12 +35,13 @@ class Text:
         self._held = ""
         self.stopped: str | None = None
 
+    def step(self, token: int) -> str:
+        """The text that one more id completes, where there are no stop strings."""
+        return self._decode.step(self._tokenizer, token) or ""
+
     def feed(self, ids: Sequence[int], last: bool) -> str:
         """The text that can be shown once `ids` have come; `last` when nothing follows."""
-        if len(ids) == 1:
-            fresh = self._decode.step(self._tokenizer, ids[0]) or ""
-        else:
-            fresh = "".join(self._decode.step(self._tokenizer, i) or "" for i in ids)
+        fresh = "".join(map(self.step, ids))
         if not self._stops:
             return fresh
         text = self._held + fresh
@@ -59,7 +60,7 @@ class Reply:
     def __init__(self, ask: Ask, prompt: Sequence[int], tokenizer: Tokenizer, model: str) -> None:
         self.ask, self.prompt, self.model = ask, prompt, model
         self.tokenizer = tokenizer
-        self.id = f"cmpl-{secrets.token_hex(8)}"
+        self.id = f"cmpl-{random.getrandbits(64):016x}"  # the system's randomness would hand the GIL to the engine
         self.created = int(time.time())
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._text = Text(tokenizer, ask.stop)
@@ -144,12 +145,17 @@ class StreamReply(Reply):
         self._write = write
         self._head = b"data: " + orjson.dumps(self.head())[:-1] + b',"choices":[{"index":0,"text":'
         self._first = True
-        self._bare = ask.return_token_ids and ask.params.logprobs is None and not ask.continuous_usage
+        self._plain = False  # from the second event on, where there is nothing else to say
+        self._bare = ask.return_token_ids and ask.params.logprobs is None and not ask.continuous_usage and not ask.stop
+
+    def __call__(self, emission: Emission) -> None:
+        ids = emission.ids
+        if self._plain and len(ids) == 1 and emission.finish is None and not emission.end and not self.ended.done():
+            self._write(PLAIN % (self._head, orjson.dumps(self._text.step(ids[0])), ids[0]))
+        else:
+            super().__call__(emission)
 
     def add(self, emission: Emission, text: str) -> None:
-        if self._bare and not self._first and emission.finish is None and len(emission.ids) == 1:
-            self._write(EVENT % (self._head, orjson.dumps(text), *NOTHING, b"[%d]" % emission.ids[0], b""))
-            return
         if not text and not emission.ids and not emission.finish:
             return
         ids = b"null"
@@ -158,7 +164,7 @@ class StreamReply(Reply):
             ids = b"[" + ",".join(map(str, emission.ids)).encode() + b"]"
             if self._first:
                 prompt = orjson.dumps(self.prompt)
-        self._first = False
+        self._first, self._plain = False, self._bare
         finish = b'"' + emission.finish.encode() + b'"' if emission.finish else b"null"
         logprobs = b"null" if self.ask.params.logprobs is None else orjson.dumps(self.logprobs(emission.scored))
         stop = orjson.dumps(self.stop_reason) if self.stop_reason else b"null"
