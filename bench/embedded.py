@@ -2,7 +2,8 @@
 
     python bench/embedded.py [STREAMS [SECONDS [TOKENS [OPTION OF THE SERVER]...]]]
 
-TOKENS is the length of every stream. Prints JSON: tokens per CPU second (what one core gives), and how many streams were open at once.
+TOKENS is the length of every stream. Prints JSON: tokens per CPU second (what one core gives), and how many streams
+were open at once.
 """
 
 from __future__ import annotations

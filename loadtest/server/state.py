@@ -59,11 +59,6 @@ class Stream:
     rng: np.random.Generator | None = None
     marks: dict[int, Any] = field(default_factory=dict)  # planted faults keep their decision about this stream here
 
-    @property
-    def length(self) -> int:
-        """Positions in the cache before the next token is computed: all but the last id."""
-        return len(self.prompt) + len(self.ids) - 1
-
 
 @dataclass(slots=True)
 class Emission:
