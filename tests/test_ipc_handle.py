@@ -17,7 +17,7 @@ import pytest
 from rawserver import until
 
 from loadtest.errors import LoadtestError, TargetError, UsageError
-from loadtest.traffic import ipc
+from loadtest.traffic import engine, ipc
 from loadtest.traffic.ipc import MAX_FRAME, EngineHandle, FrameError, Message, Unframer, frame
 
 # What stands for the engine: it is started as the engine is, with the socket's number before the last argument.
@@ -256,6 +256,25 @@ def test_an_engine_that_talks_nonsense_has_ended(start: Start, caplog: pytest.Lo
     assert "the traffic engine's messages ended: a frame of 4294967295 bytes" in caplog.text
     assert host.handle.stream({"adapter": "a"})["reason"] == "unfinished"
     assert host.deaths == [1]
+
+
+@pytest.mark.parametrize("path", [None, "/somewhere/else"])
+def test_the_engine_is_of_the_hosts_own_tree(start: Start, monkeypatch: pytest.MonkeyPatch, path: str | None) -> None:
+    """Whatever else is installed or on the path."""
+    if path is None:
+        monkeypatch.delenv("PYTHONPATH", raising=False)
+    else:
+        monkeypatch.setenv("PYTHONPATH", path)
+    host = start('import os\nsend("env", path=os.environ.get("PYTHONPATH"))')
+    until(lambda: host.news)
+    root = str(Path(ipc.__file__).parents[2])
+    ours = [] if "site-packages" in root else [root]
+    assert host.news[0]["path"] == (os.pathsep.join([*ours, *([path] if path else [])]) or None)
+
+
+def test_the_host_waits_longer_than_an_engine_takes() -> None:
+    assert ipc.ROLLBACK_S > engine.ROLLBACK_S
+    assert ipc.CLOSE_S > engine.LAST_ROLLBACK_S
 
 
 def test_a_stop_in_order_is_no_death(start: Start) -> None:
