@@ -159,12 +159,12 @@ def test_what_a_message_may_leave_out_and_what_extra_says_of_the_rest() -> None:
 
 
 def test_a_cancelled_stream_has_its_result_and_its_time() -> None:
-    rig = Rig(for_ever)
+    rig = Rig(for_ever, now=2 * MS)
 
     async def main() -> None:
         rig.ask(7)
         await asyncio.sleep(0)
-        rig.now = 3 * MS
+        rig.now = 5 * MS
         rig.streams.cancel(7)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -215,7 +215,7 @@ def test_only_an_answer_ends_a_row_of_refusals(between: Stream, looks: int) -> N
     rig = Rig(always(OK), healthy=[True])
 
     async def main() -> None:
-        await rig.each(*[REFUSED] * 4, between, REFUSED)
+        await rig.each(*[REFUSED] * 4, between, *[REFUSED] * 4)
 
     run(main)
     assert rig.looks == looks
