@@ -69,6 +69,12 @@ def test_a_marker_of_two_versions_of_one_adapter_is_unknown_and_no_run_passes_wi
     assert attribute(h, lookup(timeline(h))).doubts == ("1 tokens carry the marker of two versions of their adapter",)
 
 
+def test_the_same_content_under_two_labels_of_an_adapter_is_no_doubt() -> None:
+    h = shared("stream a 5: v0 v1@12", ("a", "v1"))
+    same = replace(h, versions=tuple(replace(v, sha="one" if v.adapter == "a" else v.sha) for v in h.versions))
+    assert attribute(same, lookup(timeline(same))).doubts == ()
+
+
 def test_text_only_and_negative_ids_are_unknown_and_large_ones_no_index_error() -> None:
     h = history(LOADS + "stream a 5: v0 v0 | text\nstream a 6: v0 v0")
     h = replace(h, ids=np.array([-1, -1, -7, 2**31 - 1], np.int32))

@@ -539,6 +539,15 @@ def test_six_windows_with_traffic_bound_a_stall(windows: int, status: str) -> No
         assert (budgets(text, stall=2.0)[1][0].interval == (0.0, math.inf)) == (status == "UNKNOWN")
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_stall_outside_of_swaps_is_measured_where_bystanders_streamed(times: int) -> None:
+    """Gaps are 20 ms in ten swaps' windows and 5 ms outside of them: once is no interval."""
+    inside = "".join(f"stream b {1000 * i}: {steps(1000 * i, 10, 20)}\n" for i in range(1, 11))
+    beyond = "".join(f"stream b {1000 * i + 500}: {steps(1000 * i + 500, 10, 5)}\n" for i in range(1, times + 1))
+    (budget,) = budgets(SWAPS + inside + beyond, stall=9.0)[1]
+    assert (budget.value, budget.interval) == (4.0, (0.0, math.inf) if times == 1 else (4.0, 4.0))
+
+
 @pytest.mark.parametrize(("limit", "status"), [(4.0, "PASS"), (3.99, "FAIL")])
 def test_a_stall_budget_is_kept_by_a_ratio_on_it(limit: float, status: str) -> None:
     """All gaps 20 ms inside and 5 ms outside: ratio and interval are exactly 4, but no single gap is over 4 times."""
