@@ -21,7 +21,7 @@ from loadtest.analysis.case import (
     told,
     who,
 )
-from loadtest.analysis.client import lag_ms, late, swap_lag_ms
+from loadtest.analysis.client import lag_ms, late, swap_lag_ms, worst_ms
 from loadtest.analysis.effects import false_alarms
 from loadtest.analysis.guarantees import complete
 from loadtest.history import FAIL, INFO, OK
@@ -176,6 +176,13 @@ def test_a_client_is_late_beyond_its_limit() -> None:
     assert late(10.0) == ""
     assert late(10.001) == "the client was 10.0 ms late itself"
     assert late(None) != ""
+
+
+@pytest.mark.parametrize(("lag", "worst"), [(10.0, 0.0), (10.001, 10.001)])
+def test_a_lag_within_its_limit_is_no_standstill(lag: float, worst: float) -> None:
+    case = case_of("health 0 99 1")
+    case = open_case(replace(case.history, health=(replace(case.history.health[0], lag_max_ms=lag),)))
+    assert worst_ms(case, np.array([ns(10)]), np.array([ns(20)])).tolist() == [worst]
 
 
 # What nothing can have caused
